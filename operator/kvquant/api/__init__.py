@@ -1,0 +1,1 @@
+"""The KVQuantRollout API: models, CRD generator, conditions. Pure."""

@@ -1,0 +1,91 @@
+"""What the reconciler needs of the world. Adapters fulfil these; tests bring fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
+
+Object = dict[str, Any]
+"""A Kubernetes object as raw JSON: typed models drop fields that they do not know."""
+
+
+class Cluster(Protocol):
+    """The Kubernetes API. Every call has a time-out and raises only `ClusterError`s."""
+
+    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """Return the object, or None when there is none. `kind` is e.g. `Deployment`."""
+
+    def list(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Object]:
+        """Return the objects whose labels match all the given ones."""
+
+    def apply(self, obj: Object) -> Object:
+        """Server-side apply as our field manager, taking over fields of ours that drifted."""
+
+    def patch(self, kind: str, namespace: str, name: str, patch: Object) -> Object:
+        """JSON merge patch. With `metadata.resourceVersion` in it, stale raises `Conflict`."""
+
+    def replace_status(self, obj: Object) -> Object:
+        """Write the whole status; `metadata.resourceVersion` must be current, else `Conflict`."""
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        """Delete the object with its dependents. One that is gone already is no error."""
+
+
+class Metrics(Protocol):
+    """Prometheus, or what speaks its language. Raises only `MetricsError`."""
+
+    def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
+        """Return what is known for each need, by its key. Missing data is None inside."""
+
+    def cache_configs(
+        self, namespace: str, pods: Sequence[str], now: datetime
+    ) -> Mapping[str, CacheConfig]:
+        """Return the KV-cache configuration that each pod reports; absent means not scraped."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterKey:
+    """Identity of a router."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """How far the routers have followed.
+
+    Attributes:
+        connected: Router pods that hold a stream to the operator.
+        applied: Of these, the ones that acknowledged the weights set last.
+    """
+
+    connected: int
+    applied: int
+
+
+class Traffic(Protocol):
+    """The data plane's weights."""
+
+    def set_weights(self, router: RouterKey, weights: Mapping[str, int]) -> None:
+        """Send the weights by slot (`{"blue": 90, "green": 10}`) to every pod of the router.
+
+        Idempotent: the same weights again send nothing.
+        """
+
+    def acknowledged(self, router: RouterKey) -> Acknowledgement:
+        """Return how many pods follow the weights set last."""
+
+    def forget(self, router: RouterKey) -> None:
+        """Stop driving the router; its pods keep their last weights."""
+
+
+class Clock(Protocol):
+    """The present instant, with time zone."""
+
+    def __call__(self) -> datetime:
+        """Return the present instant."""

@@ -1,0 +1,1 @@
+"""The Envoy router: bootstrap and the xDS server that drives its weights."""
