@@ -440,6 +440,9 @@ class Status(Model):
     """The step for people, such as 2/4."""
     step_started_at: AwareDatetime | None = None
     """When the weight of the step in effect was committed: soak and samples count from here."""
+    previous_step_started_at: AwareDatetime | None = None
+    """When the step before began: the last step, which leaves the baseline without traffic, is
+    compared with what the baseline did then."""
     weights: Weights = Weights()
     """Committed split of the traffic. Routers follow this, never the other way round."""
     verdict: str | None = None

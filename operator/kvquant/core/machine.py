@@ -1,0 +1,489 @@
+"""The state machine of a rollout: `decide(plan, status, seen, now)`, a value in, a value out.
+
+Read `decide` first, then one function per phase. What always holds:
+
+- the weights are committed by `Turn.commit_weights` and come from the state alone;
+- the step rises by one at a time, and only out of `_advance`;
+- only a verdict of PASS, or a person who says promote, lets a step advance; only FAIL rolls back;
+- rollback comes before everything else: pause, holds and a Prometheus outage do not stop it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from kvquant.api.v1alpha1 import (
+    DecisionKind,
+    HandledRequests,
+    Phase,
+    Pool,
+    Status,
+    Verdict,
+)
+from kvquant.core import analysis
+from kvquant.core.conditions import describe
+from kvquant.core.evidence import worst
+from kvquant.core.observation import Observation, PodView, deaths_since
+from kvquant.core.plan import Plan, replicas_for
+from kvquant.core.turn import Decision, Turn
+
+RUNNING = frozenset({Phase.PROVISIONING, Phase.VERIFYING, Phase.PROGRESSING})
+"""Phases in which an attempt is on its way."""
+
+WATCHFUL = timedelta(seconds=2)
+"""Time between looks while pods or routers are expected to change."""
+
+PATIENT = timedelta(seconds=15)
+"""Time between looks while only people or the cluster can change anything."""
+
+IDLE = timedelta(seconds=60)
+"""Time between looks at a rollout that has ended; they undo drift."""
+
+DRAIN_AT_LEAST = timedelta(seconds=15)
+"""Prometheus must have scraped the routers after the traffic left before its count of requests
+in flight can be believed."""
+
+START_FAILURES = 3
+"""Restarts of a canary's engine before it ever served that end the attempt."""
+
+
+def decide(plan: Plan, status: Status, seen: Observation, now: datetime) -> Decision:
+    """Return what the status becomes in the light of what was seen.
+
+    Args:
+        plan: The plan of the present spec.
+        status: What was persisted last.
+        seen: The world in this pass.
+        now: The present instant.
+    """
+    turn = Turn(plan, seen, now, status)
+    turn.set(observed_generation=seen.generation)
+    _kill_switch(turn)
+    running = turn.status.phase in RUNNING
+    if running and _new_token(seen.requests.abort, status.handled.abort):
+        _handled(turn, abort=seen.requests.abort)
+        _roll_back(turn, "AbortRequested", f"Aborted on request ({seen.requests.abort}).")
+    elif running and seen.spec_hash != status.spec_hash:
+        _roll_back(
+            turn,
+            "SpecChanged",
+            "The spec was changed while the rollout was on its way: traffic goes back to the "
+            "baseline, then the new spec starts over.",
+        )
+    else:
+        _PHASES[turn.status.phase](turn)
+    describe(turn)
+    return Decision(turn.status, tuple(turn.announcements), turn.requeue_after)
+
+
+def _kill_switch(turn: Turn) -> None:
+    pulled, status = turn.seen.requests.killed, turn.status
+    if pulled and not status.killed:
+        if status.phase is Phase.PROMOTED and status.settled:
+            turn.hold(
+                "KillRefused",
+                "The rollback window is closed and the old pool is gone: there is no baseline "
+                "to send the requests to. Start a rollout back to the old dtype instead.",
+            )
+            return
+        turn.set(killed=True)
+        if status.phase in (Phase.PROGRESSING, Phase.PROMOTED):
+            # A lifted kill switch starts over at the first step, because no weight may be
+            # reached without the steps before it.
+            turn.enter(Phase.VERIFYING, step=0, next_step=None, promoted_at=None)
+        turn.commit_weights()
+        turn.record(DecisionKind.KILL, "Killed", f"Kill switch: {pulled}. Baseline serves 100 %.")
+    elif not pulled and status.killed:
+        turn.set(killed=False, phase_started_at=turn.now)
+        turn.record(
+            DecisionKind.UNKILL, "Unkilled", "The kill switch was lifted; the steps start over."
+        )
+
+
+def _pending(turn: Turn) -> None:
+    seen = turn.seen
+    if seen.problem is not None or seen.candidate is None:
+        turn.requeue_after = PATIENT
+        if seen.problem is not None:
+            turn.hold(seen.problem.reason, seen.problem.message)
+        return
+    if turn.status.killed or seen.requests.paused:
+        turn.hold("NotStarted", "The rollout does not begin while it is killed or paused.")
+        return
+    candidate = seen.candidate
+    replicas = replicas_for(turn.plan.steps[0].weight, candidate.baseline.replicas)
+    canary = Pool(
+        deployment=candidate.canary_deployment,
+        slot=candidate.canary_slot,
+        dtype=candidate.resolved_dtype,
+        replicas=replicas,
+    )
+    fresh = Status(
+        observed_generation=seen.generation,
+        attempt=turn.status.attempt + 1,
+        spec_hash=seen.spec_hash,
+        conditions=turn.status.conditions,
+        engine=candidate.engine,
+        resolved_dtype=candidate.resolved_dtype,
+        router=candidate.router,
+        baseline=candidate.baseline,
+        canary=canary,
+        total_steps=len(turn.plan.steps),
+        decisions=turn.status.decisions,
+        # What was asked before the attempt began does not speak of this attempt.
+        handled=HandledRequests(
+            promote=seen.requests.promote, abort=seen.requests.abort, retry=seen.requests.retry
+        ),
+    )
+    turn.status = fresh
+    turn.enter(Phase.PROVISIONING)
+    turn.record(
+        DecisionKind.START,
+        "Started",
+        f"Attempt {fresh.attempt}: {candidate.baseline.deployment} "
+        f"({candidate.baseline.dtype}, {candidate.baseline.replicas} pods) against "
+        f"{canary.deployment} ({canary.dtype}), through router {candidate.router}.",
+    )
+    turn.requeue_after = timedelta(0)
+
+
+def _provisioning(turn: Turn) -> None:
+    turn.requeue_after = WATCHFUL
+    if _fails_to_start(turn):
+        return
+    wanted = _canary(turn).replicas
+    ready = [pod for pod in turn.seen.canary_pods if pod.ready]
+    if len(ready) >= wanted and turn.seen.router.follows:
+        turn.enter(Phase.VERIFYING)
+        turn.record(
+            DecisionKind.VERIFY,
+            "Verifying",
+            f"{len(ready)} canary pods are ready; proving that their KV cache is "
+            f"{turn.status.resolved_dtype} before any traffic.",
+        )
+        return
+    if len(ready) < wanted:
+        why = _trouble(turn.seen.canary_pods) or "waiting for their model to load"
+        turn.hold("CanaryNotReady", f"{len(ready)} of {wanted} canary pods are ready: {why}")
+    else:
+        turn.hold("RouterNotReady", _router_trouble(turn))
+    _deadline(turn)
+
+
+def _verifying(turn: Turn) -> None:
+    turn.requeue_after = WATCHFUL
+    if _proofs(turn) or _fails_to_start(turn):
+        return
+    if turn.status.killed:
+        turn.requeue_after = PATIENT
+        turn.hold("Killed", "The kill switch holds: every request goes to the baseline.")
+    elif not _pods_serve(turn):
+        _deadline(turn)
+    elif turn.seen.requests.paused:
+        turn.hold("Paused", f"Paused: {turn.seen.requests.paused}")
+    else:
+        _advance(turn, "Every canary pod has passed the regime proof.")
+
+
+def _progressing(turn: Turn) -> None:
+    turn.requeue_after = turn.plan.interval
+    if _proofs(turn):
+        return
+    report = _analyse(turn)
+    turn.set(analysis=report)
+    if report.verdict is Verdict.FAIL:
+        _roll_back(turn, "AnalysisFailed", report.message)
+        return
+    if turn.status.next_step is not None:
+        turn.requeue_after = WATCHFUL
+        if turn.seen.requests.paused:
+            turn.hold("Paused", f"Paused: {turn.seen.requests.paused}")
+        elif _pods_serve(turn):
+            _advance(turn, turn.status.verdict or "")
+        else:
+            _deadline(turn)
+        return
+    promote = turn.seen.requests.promote
+    asked = _new_token(promote, turn.status.handled.promote)
+    why_not = _why_not_advance(turn, report.verdict, report.message)
+    if why_not is not None and not asked:
+        turn.hold(*why_not)
+        return
+    if asked:
+        _handled(turn, promote=promote)
+        reason = f"on request ({promote}), without waiting for more evidence"
+    else:
+        reason = report.message
+    if turn.status.step == len(turn.plan.steps):
+        _promote(turn, reason)
+    else:
+        _prepare_next(turn, reason)
+
+
+def _why_not_advance(turn: Turn, verdict: Verdict, message: str) -> tuple[str, str] | None:
+    """Return why the step stays, as reason and sentence; None when nothing speaks against going."""
+    step = turn.plan.steps[turn.status.step - 1]
+    if turn.seen.requests.paused:
+        return "Paused", f"Paused: {turn.seen.requests.paused}"
+    if not turn.seen.router.follows:
+        return "RouterNotReady", _router_trouble(turn)
+    if verdict is Verdict.ERROR:
+        return "MetricsUnavailable", message
+    if turn.seen.evidence is not None and (
+        analysis.traffic_arrived(turn.seen.evidence, turn.status.weights.canary) is False
+    ):
+        return (
+            "TrafficNotArrived",
+            f"The canary should get {turn.status.weights.canary} % of the requests of "
+            f"{turn.status.router} and gets less than half of that.",
+        )
+    if verdict is not Verdict.PASS:
+        return "InsufficientEvidence", message
+    left = step.soak - turn.since_step()
+    if left > timedelta(0):
+        turn.requeue_after = min(turn.requeue_after, max(left, timedelta(seconds=1)))
+        return "Soaking", f"{message} Soak: {int(left.total_seconds())} s left."
+    return None
+
+
+def _prepare_next(turn: Turn, reason: str) -> None:
+    step = turn.status.step + 1
+    canary, baseline = _canary(turn), _baseline(turn)
+    wanted = replicas_for(turn.plan.weight(step), baseline.replicas)
+    # Pods are only added within an attempt: traffic has to leave a pod before it may go.
+    replicas = max(canary.replicas, wanted)
+    turn.set(
+        next_step=step,
+        canary=canary.model_copy(update={"replicas": replicas}),
+        phase_started_at=turn.now,
+        verdict=f"Step {turn.status.step} passed: {reason}",
+    )
+    turn.requeue_after = timedelta(0)
+
+
+def _advance(turn: Turn, reason: str) -> None:
+    """Go one step up: the only place where a step rises."""
+    step = turn.status.step + 1
+    turn.enter(
+        Phase.PROGRESSING,
+        step=step,
+        next_step=None,
+        previous_step_started_at=turn.status.step_started_at,
+        step_started_at=turn.now,
+        analysis=None,
+    )
+    turn.record(
+        DecisionKind.ADVANCE,
+        "StepStarted",
+        f"Step {step}/{len(turn.plan.steps)}: canary {turn.plan.weight(step)} %. {reason}".strip(),
+    )
+    turn.requeue_after = timedelta(0)
+
+
+def _promote(turn: Turn, reason: str) -> None:
+    turn.enter(Phase.PROMOTED, promoted_at=turn.now, next_step=None)
+    turn.record(
+        DecisionKind.PROMOTE,
+        "Promoted",
+        f"{_canary(turn).deployment} is the serving pool now: {reason} "
+        f"{_baseline(turn).deployment} keeps its pods for {turn.plan.rollback_window}.",
+    )
+    turn.requeue_after = timedelta(0)
+
+
+def _promoted(turn: Turn) -> None:
+    abort = turn.seen.requests.abort
+    if turn.status.settled:
+        turn.requeue_after = IDLE
+        if turn.seen.spec_hash != turn.status.spec_hash:
+            turn.hold(
+                "SpecChangedAfterPromotion",
+                "This rollout has ended in promotion. To change the dtype again, make a new "
+                f"KVQuantRollout with targetRef.name: {_canary(turn).deployment}.",
+            )
+        _proofs(turn, may_fail=False)
+        return
+    if _new_token(abort, turn.status.handled.abort):
+        _handled(turn, abort=abort)
+        _roll_back(turn, "AbortRequested", f"Aborted within the rollback window ({abort}).")
+        return
+    if _proofs(turn):
+        return
+    left = turn.plan.rollback_window - turn.since_phase()
+    if left > timedelta(0):
+        turn.requeue_after = min(PATIENT, left)
+        turn.set(verdict=f"Promoted; the rollback window closes in {int(left.total_seconds())} s.")
+        return
+    drained = _drained(turn, of_canary=False)
+    if not drained:
+        turn.requeue_after = WATCHFUL
+        return
+    baseline = _baseline(turn)
+    replicas = baseline.replicas if turn.plan.keep_old_pool else 0
+    turn.set(settled=True, baseline=baseline.model_copy(update={"replicas": replicas}))
+    fate = "keeps its pods" if turn.plan.keep_old_pool else "is scaled to zero"
+    turn.record(
+        DecisionKind.SETTLE,
+        "RollbackWindowClosed",
+        f"The rollback window is closed: {baseline.deployment} {fate}.",
+    )
+
+
+def _roll_back(turn: Turn, reason: str, message: str) -> None:
+    rejected = None if reason == "SpecChanged" else turn.status.spec_hash
+    turn.enter(
+        Phase.ROLLING_BACK, next_step=None, promoted_at=None, rejected_spec_hash=rejected
+    )
+    turn.record(DecisionKind.ROLL_BACK, reason, message)
+    turn.requeue_after = timedelta(0)
+
+
+def _rolling_back(turn: Turn) -> None:
+    turn.requeue_after = WATCHFUL
+    if not _drained(turn, of_canary=True):
+        return
+    canary = _canary(turn)
+    cause = next(
+        (d for d in reversed(turn.status.decisions) if d.kind is DecisionKind.ROLL_BACK), None
+    )
+    turn.enter(
+        Phase.ROLLED_BACK,
+        settled=True,
+        canary=canary.model_copy(update={"replicas": 0}),
+    )
+    turn.record(
+        DecisionKind.SETTLE,
+        "RolledBack",
+        f"Rolled back: {cause.message if cause else 'see the decisions'}",
+    )
+
+
+def _rolled_back(turn: Turn) -> None:
+    turn.requeue_after = IDLE
+    retry = turn.seen.requests.retry
+    asked = _new_token(retry, turn.status.handled.retry)
+    if asked:
+        _handled(turn, retry=retry)
+    if asked or turn.seen.spec_hash != turn.status.spec_hash:
+        turn.set(settled=False, analysis=None, regime_proof=())
+        turn.enter(Phase.PENDING, step=0, step_started_at=None)
+        turn.requeue_after = timedelta(0)
+
+
+def _analyse(turn: Turn) -> analysis.AnalysisReport:
+    since = turn.status.step_started_at or turn.now
+    return analysis.judge(
+        turn.plan.analysis,
+        turn.seen.evidence,
+        analysis.Restarts(
+            baseline=deaths_since(turn.seen.baseline_pods, since),
+            canary=deaths_since(turn.seen.canary_pods, since),
+        ),
+        analysis.Replicas(
+            baseline=len(turn.seen.baseline_pods), canary=len(turn.seen.canary_pods)
+        ),
+        turn.now,
+    )
+
+
+def _proofs(turn: Turn, *, may_fail: bool = True) -> bool:
+    """Keep the latest proofs; roll back and return True when a pod is proven wrong."""
+    turn.set(regime_proof=turn.seen.proofs)
+    wrong = [proof for proof in turn.seen.proofs if proof.verdict is Verdict.FAIL]
+    if wrong and may_fail:
+        _roll_back(turn, "RegimeProofFailed", worst([f"{p.pod}: {p.message}" for p in wrong]))
+    return bool(wrong) and may_fail
+
+
+def _pods_serve(turn: Turn) -> bool:
+    """Tell whether as many verified pods serve as asked for; else say what is missing."""
+    pods, wanted = turn.seen.canary_pods, _canary(turn).replicas
+    serving = [pod for pod in pods if pod.ready and pod.serving]
+    if len(serving) >= wanted and turn.seen.router.follows:
+        return True
+    if len(serving) >= wanted:
+        turn.hold("RouterNotReady", _router_trouble(turn))
+    elif unproven := [p for p in turn.seen.proofs if p.verdict is not Verdict.PASS]:
+        turn.hold("RegimeNotProven", worst([f"{p.pod}: {p.message}" for p in unproven]))
+    else:
+        why = _trouble(pods) or "waiting for them to become ready and verified"
+        turn.hold("CanaryNotReady", f"{len(serving)} of {wanted} canary pods serve: {why}")
+    return False
+
+
+def _fails_to_start(turn: Turn) -> bool:
+    """Roll back when an engine keeps dying before it ever served: a retry would not help."""
+    dying = [pod for pod in turn.seen.canary_pods if pod.restarts >= START_FAILURES]
+    if dying:
+        _roll_back(
+            turn,
+            "EngineFailsToStart",
+            worst([f"{p.name} ended {p.restarts} times before it served ({p.death})" for p in dying]),
+        )
+    return bool(dying)
+
+
+def _deadline(turn: Turn) -> None:
+    if turn.since_phase() > turn.plan.progress_deadline:
+        _roll_back(
+            turn,
+            "ProgressDeadlineExceeded",
+            f"Not done within {turn.plan.progress_deadline}: {turn.status.verdict}",
+        )
+
+
+def _drained(turn: Turn, *, of_canary: bool) -> bool:
+    """Tell whether the pool that lost its traffic has finished its requests, or had its time.
+
+    The clock counts from the beginning of the phase, in which the traffic left. A canary that
+    never reached a step has never had any.
+    """
+    waited = turn.since_phase()
+    if turn.status.step_started_at is None or waited >= turn.plan.drain_timeout:
+        return True
+    if waited < DRAIN_AT_LEAST or not turn.seen.router.follows or turn.seen.evidence is None:
+        return False
+    evidence = turn.seen.evidence
+    arm = evidence.canary if of_canary else evidence.baseline
+    return arm.active == 0
+
+
+def _trouble(pods: tuple[PodView, ...]) -> str:
+    return worst([f"{pod.name}: {pod.trouble}" for pod in pods if pod.trouble])
+
+
+def _router_trouble(turn: Turn) -> str:
+    router = turn.seen.router
+    return (
+        f"Router {turn.status.router}: {router.available} pods available, {router.connected} "
+        f"connected to the operator, {router.applied} follow the committed weights."
+    )
+
+
+def _new_token(token: str | None, handled: str | None) -> bool:
+    return token is not None and token != handled
+
+
+def _handled(turn: Turn, **tokens: str | None) -> None:
+    turn.set(handled=turn.status.handled.model_copy(update=tokens))
+
+
+def _canary(turn: Turn) -> Pool:
+    assert turn.status.canary is not None, "the attempt has begun"  # noqa: S101
+    return turn.status.canary
+
+
+def _baseline(turn: Turn) -> Pool:
+    assert turn.status.baseline is not None, "the attempt has begun"  # noqa: S101
+    return turn.status.baseline
+
+
+_PHASES = {
+    Phase.PENDING: _pending,
+    Phase.PROVISIONING: _provisioning,
+    Phase.VERIFYING: _verifying,
+    Phase.PROGRESSING: _progressing,
+    Phase.PROMOTED: _promoted,
+    Phase.ROLLING_BACK: _rolling_back,
+    Phase.ROLLED_BACK: _rolled_back,
+}

@@ -1,0 +1,129 @@
+"""What one pass of the reconciler saw of the world: the input of `decide`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from kvquant.api.v1alpha1 import PodProof, Pool
+from kvquant.core.evidence import Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a rollout cannot begin or go on: a CamelCase reason and a sentence with the remedy."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What people have asked for through annotations and the cluster-wide kill switch.
+
+    Attributes:
+        paused: The annotation's text while a pause holds, else None.
+        killed: Who or what pulled the kill switch, else None.
+        promote: Token of the latest request to go on without more evidence.
+        abort: Token of the latest request to roll back.
+        retry: Token of the latest request to try a rejected spec again.
+    """
+
+    paused: str | None = None
+    killed: str | None = None
+    promote: str | None = None
+    abort: str | None = None
+    retry: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Everything that an attempt needs to know at its start."""
+
+    engine: str
+    resolved_dtype: str
+    router: str
+    baseline: Pool
+    canary_deployment: str
+    canary_slot: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """One pod of an arm, as far as decisions need it.
+
+    Attributes:
+        name: Name of the pod.
+        ready: Whether it is ready and not being deleted.
+        serving: Whether it bears the label by which the router finds it.
+        container_id: The engine's container, empty before it was created.
+        started_at: When that container started.
+        restarts: Times that the engine's container was restarted.
+        died_at: When an engine container of the pod ended last, whatever its exit code.
+        death: Reason and exit code of that end, for people.
+        trouble: Why the pod is not ready, in the scheduler's or kubelet's words.
+    """
+
+    name: str
+    ready: bool
+    serving: bool
+    container_id: str = ""
+    started_at: datetime | None = None
+    restarts: int = 0
+    died_at: datetime | None = None
+    death: str = ""
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterView:
+    """The router's state: pods available, streams to us, and how many follow the weights."""
+
+    available: int = 0
+    connected: int = 0
+    applied: int = 0
+
+    @property
+    def follows(self) -> bool:
+        """Whether every router pod that we know of has acknowledged the committed weights."""
+        return self.connected > 0 and self.applied == self.connected >= self.available
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The world in one pass. What could not be read is None or empty, never a guess.
+
+    Attributes:
+        generation: Generation of the spec that was read.
+        spec_hash: Hash of that spec.
+        requests: What people asked for.
+        problem: Why the rollout cannot begin or go on; None when it can.
+        candidate: What an attempt would work with; None while there is a problem.
+        baseline_pods: Pods of the pool that served when the rollout began.
+        canary_pods: Pods of the pool with the quantized cache.
+        proofs: Regime proofs of the canary's ready pods.
+        router: State of the router.
+        evidence: Metrics of both arms since the step began; None when not asked or not answered.
+        metrics_problem: Why there is no evidence, when Prometheus did not answer.
+    """
+
+    generation: int
+    spec_hash: str
+    requests: Requests = Requests()
+    problem: Problem | None = None
+    candidate: Candidate | None = None
+    baseline_pods: tuple[PodView, ...] = ()
+    canary_pods: tuple[PodView, ...] = ()
+    proofs: tuple[PodProof, ...] = ()
+    router: RouterView = RouterView()
+    evidence: Evidence | None = None
+    metrics_problem: str | None = None
+
+
+def deaths_since(pods: tuple[PodView, ...], since: datetime) -> int:
+    """Count the pods whose engine ended, with any exit code, since an instant.
+
+    Kubernetes keeps only the last end of each container, so that two deaths of one pod between
+    two steps count once here; the first already exceeds the default allowance.
+    """
+    return sum(1 for pod in pods if pod.died_at is not None and pod.died_at >= since)

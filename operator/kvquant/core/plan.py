@@ -1,0 +1,80 @@
+"""From the spec to the plan: numbers and lengths of time that decisions are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+
+from kvquant.api.v1alpha1 import AnalysisSettings, Spec, parse_duration
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """One rung of the ladder: the canary's weight in per cent and the shortest stay."""
+
+    weight: int
+    soak: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the spec asks for, with every default filled in and every duration parsed."""
+
+    steps: tuple[PlannedStep, ...]
+    analysis: AnalysisSettings
+    interval: timedelta
+    progress_deadline: timedelta
+    drain_timeout: timedelta
+    rollback_window: timedelta
+    keep_old_pool: bool
+    head_dim: int
+
+    @classmethod
+    def of(cls, spec: Spec) -> Plan:
+        """Return the plan of a spec."""
+        return cls(
+            steps=tuple(PlannedStep(s.weight, parse_duration(s.soak)) for s in spec.steps),
+            analysis=spec.analysis,
+            interval=parse_duration(spec.analysis.interval),
+            progress_deadline=parse_duration(spec.progress_deadline),
+            drain_timeout=parse_duration(spec.traffic.router.drain_timeout),
+            rollback_window=parse_duration(spec.promotion.rollback_window),
+            keep_old_pool=spec.promotion.old_pool == "Keep",
+            head_dim=spec.kv_cache.head_dim,
+        )
+
+    def weight(self, step: int) -> int:
+        """Return the canary's weight in a step, counted from 1; 0 before the first."""
+        return self.steps[step - 1].weight if step > 0 else 0
+
+
+def spec_hash(spec: Spec) -> str:
+    """Return a hash that changes exactly when the user asks for something else.
+
+    Fields that hold their default are left out, so that a newer operator with more fields sees
+    the same hash and does not begin a new attempt.
+    """
+    document = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def replicas_for(weight: int, baseline_replicas: int) -> int:
+    """Return how many canary pods a weight needs beside a baseline that keeps all of its pods.
+
+    Two rules: no canary pod gets more load than a baseline pod had before the rollout (so never
+    fewer than weight x pods), and, among the numbers that allow it, the one whose load per pod
+    comes nearest, as a ratio, to that of the baseline pods in the same step. Never more pods than
+    the baseline has.
+    """
+    pods = max(1, baseline_replicas)
+    fewest = max(1, math.ceil(weight * pods / 100))
+    if weight >= 100:
+        return pods
+
+    def imbalance(replicas: int) -> float:
+        return abs(math.log(weight * pods / (replicas * (100 - weight))))
+
+    return min(range(fewest, pods + 1), key=imbalance)

@@ -1,0 +1,120 @@
+"""One turn of the state machine: the status under revision, and what is to be told of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from kvquant.api.conditions import set_condition
+from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord, Phase, Status, Weights
+from kvquant.core.observation import Observation
+from kvquant.core.plan import Plan
+
+DECISIONS_KEPT = 50
+
+WARNINGS = frozenset({DecisionKind.ROLL_BACK, DecisionKind.REFUSE, DecisionKind.KILL})
+"""Decisions that are told as Warning Events; the others are Normal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """An Event to post: its type (Normal or Warning), distinct reason and sentence."""
+
+    type: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Outcome of one turn.
+
+    Attributes:
+        status: What to persist; equal to the old one when nothing changed.
+        announcements: Events to post once the status is persisted.
+        requeue_after: Time until the next look, at the latest; wakes come earlier.
+    """
+
+    status: Status
+    announcements: tuple[Announcement, ...]
+    requeue_after: timedelta
+
+
+@dataclass(slots=True)
+class Turn:
+    """The status under revision. Phase functions call its verbs and nothing else."""
+
+    plan: Plan
+    seen: Observation
+    now: datetime
+    status: Status
+    requeue_after: timedelta = timedelta(seconds=15)
+    announcements: list[Announcement] = field(default_factory=list)
+    held: tuple[str, str] | None = None
+
+    def set(self, **changes: Any) -> None:
+        """Change fields of the status."""
+        self.status = self.status.model_copy(update=changes)
+
+    def enter(self, phase: Phase, **changes: Any) -> None:
+        """Begin a phase now, and commit the weights that belong to the new state."""
+        self.set(phase=phase, phase_started_at=self.now, **changes)
+        self.commit_weights()
+
+    def commit_weights(self) -> None:
+        """Commit the one split of traffic that the state allows: a function of it and nothing else.
+
+        This is the only place where weights come from.
+        """
+        canary = 0
+        if not self.status.killed:
+            if self.status.phase is Phase.PROGRESSING:
+                canary = self.plan.weight(self.status.step)
+            elif self.status.phase is Phase.PROMOTED:
+                canary = 100
+        self.set(weights=Weights(baseline=100 - canary, canary=canary))
+
+    def record(self, kind: DecisionKind, reason: str, message: str) -> None:
+        """Keep a decision and announce it. Call it after the change that it speaks of."""
+        entry = DecisionRecord(
+            at=self.now,
+            kind=kind,
+            reason=reason,
+            step=self.status.step,
+            weight=self.status.weights.canary,
+            message=message[:2048],
+        )
+        self.set(decisions=(*self.status.decisions, entry)[-DECISIONS_KEPT:], verdict=message[:256])
+        type_ = "Warning" if kind in WARNINGS else "Normal"
+        self.announcements.append(Announcement(type_, reason, message[:1000]))
+
+    def hold(self, reason: str, message: str) -> None:
+        """Say why nothing moves. A new cause is recorded once, however long it lasts."""
+        self.held = (reason, message)
+        before = self.status.condition("Held")
+        if before is None or before.status != "True" or before.reason != reason:
+            self.record(DecisionKind.HOLD, reason, message)
+        self.set(verdict=message[:256])
+
+    def since_phase(self) -> timedelta:
+        """Return how long the phase has lasted."""
+        return self.now - (self.status.phase_started_at or self.now)
+
+    def since_step(self) -> timedelta:
+        """Return how long the step in effect has lasted."""
+        return self.now - (self.status.step_started_at or self.now)
+
+    def condition(self, type_: str, holds: bool, reason: str, message: str = "") -> None:
+        """Set a condition to True or False."""
+        self.set(
+            conditions=set_condition(
+                self.status.conditions,
+                type_,
+                "True" if holds else "False",
+                reason,
+                message,
+                self.now,
+                self.seen.generation,
+            )
+        )
