@@ -29,7 +29,7 @@ ANNOTATION_VERIFIED = f"{GROUP}/verified-container"
 ANNOTATION_HOLDER = f"{GROUP}/held-by"
 """On a router's ConfigMap: `name/uid` of the rollout that sets its weights."""
 ANNOTATION_SETTLED = f"{GROUP}/settled"
-"""On a router's ConfigMap: "true" when its holder has ended, so that another rollout may take it."""
+"""On a router's ConfigMap: "true" when its holder has ended and another rollout may take it."""
 
 # Annotations by which people (and the CLI) ask for something. The value of the one-shot requests
 # (promote, abort, retry) is a token: each new token is one request, handled once.

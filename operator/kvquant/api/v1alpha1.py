@@ -18,6 +18,8 @@ DURATION_PATTERN = r"^([0-9]+(s|m|h))+$"
 _DURATION_PARTS = re.compile(r"([0-9]+)([smh])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
+CONDITION_MESSAGE_LENGTH = 2048
+
 Duration = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=16)]
 Name = Annotated[
     str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
@@ -61,9 +63,9 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
     FP8_E4M3 = "fp8_e4m3"
     FP8_E5M2 = "fp8_e5m2"
-    FP8_PER_TOKEN_HEAD = "fp8_per_token_head"
-    INT8_PER_TOKEN_HEAD = "int8_per_token_head"
-    INT4_PER_TOKEN_HEAD = "int4_per_token_head"
+    FP8_PER_TOKEN_HEAD = "fp8_per_token_head"  # noqa: S105 - not a password
+    INT8_PER_TOKEN_HEAD = "int8_per_token_head"  # noqa: S105 - not a password
+    INT4_PER_TOKEN_HEAD = "int4_per_token_head"  # noqa: S105 - not a password
     NVFP4 = "nvfp4"
 
 
@@ -243,7 +245,7 @@ class Phase(StrEnum):
 class Verdict(StrEnum):
     """Outcome of an analysis. Only PASS lets a step advance; only FAIL rolls back."""
 
-    PASS = "Pass"
+    PASS = "Pass"  # noqa: S105 - not a password
     FAIL = "Fail"
     INCONCLUSIVE = "Inconclusive"
     ERROR = "Error"
@@ -258,7 +260,7 @@ class Condition(Model):
     """True, False or Unknown."""
     reason: Annotated[str, Field(max_length=128)]
     """Machine-readable cause in CamelCase."""
-    message: Annotated[str, Field(max_length=2048)] = ""
+    message: Annotated[str, Field(max_length=CONDITION_MESSAGE_LENGTH)] = ""
     """The cause in a sentence."""
     observed_generation: int | None = None
     """Generation of the spec that the condition speaks of."""
