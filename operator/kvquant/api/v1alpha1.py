@@ -14,13 +14,42 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-DURATION_PATTERN = r"^([0-9]+(s|m|h))+$"
+DURATION_PATTERN = r"^([0-9]{1,6}(s|m|h))+$"
 _DURATION_PARTS = re.compile(r"([0-9]+)([smh])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 CONDITION_MESSAGE_LENGTH = 2048
 
-Duration = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=16)]
+_DURATION_RULE = {
+    "rule": f"self.matches('{DURATION_PATTERN}')",
+    "message": "write a duration in whole hours, minutes and seconds, such as 90s, 10m or 1h30m",
+}
+# The API server explains by the rule; editors, which know only plain schemas, by the pattern.
+Duration = Annotated[
+    str,
+    Field(
+        pattern=DURATION_PATTERN,
+        max_length=16,
+        json_schema_extra={"x-kubernetes-validations": [_DURATION_RULE]},
+    ),
+]
+PositiveDuration = Annotated[
+    str,
+    Field(
+        pattern=DURATION_PATTERN,
+        max_length=16,
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                _DURATION_RULE,
+                {
+                    "rule": f"!self.matches('{DURATION_PATTERN}') || "
+                    "duration(self) >= duration('1s')",
+                    "message": "must last at least 1s",
+                },
+            ]
+        },
+    ),
+]
 Name = Annotated[
     str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
 ]
@@ -102,7 +131,7 @@ class Engine(Model):
     """Name of the engine's container, needed only when several look like an engine."""
     fingerprint: bool = True
     """Mark every answer of the canary with an opaque provenance value in `system_fingerprint`
-    (vLLM 0.25 or newer). Turn it off for engines that lack --fingerprint-mode."""
+    (vLLM 0.25 or newer). Turn it off for engines that lack `--fingerprint-mode`."""
 
 
 class Router(Model):
@@ -117,7 +146,7 @@ class Router(Model):
     """Port of the router's Service."""
     replicas: Annotated[int, Field(ge=1, le=32)] = 2
     """Number of router pods."""
-    request_timeout: Duration = "15m"
+    request_timeout: PositiveDuration = "15m"
     """Longest time that one request may take, streaming included."""
     drain_timeout: Duration = "5m"
     """Longest time that requests in flight on a pool get to finish before its pods are stopped."""
@@ -178,16 +207,16 @@ class P99(SignalSettings):
 class AnalysisSettings(Model):
     """What must be measured before a step may advance."""
 
-    interval: Duration = "15s"
+    interval: PositiveDuration = "15s"
     """Time between two looks at the evidence."""
     min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 300
     """Requests that each arm must have finished in this step before it may advance."""
     page_faults: PageFaults = PageFaults()
-    """Signal pageFaults."""
+    """Signal pageFaults: preemptions per request, the mark of a KV cache that is too small."""
     oom_retries: OOMRetries = OOMRetries()
-    """Signal oomRetries."""
+    """Signal oomRetries: engines that die, and requests that fail because of it."""
     p99: P99 = P99()
-    """Signal p99."""
+    """Signal p99: the latency tail, as the clients see it at the router."""
 
 
 class Promotion(Model):
@@ -206,25 +235,58 @@ DEFAULT_STEPS = (
     Step(weight=100, soak="30m"),
 )
 
+_TARGET_RULE = {
+    "rule": "self == oldSelf",
+    "message": "targetRef cannot be changed: make a new KVQuantRollout for the other Deployment",
+}
+
+_STEPS_RULES = [
+    {
+        "rule": "self.map(step, step.weight).isSorted() && "
+        "self.all(step, self.exists_one(other, other.weight == step.weight))",
+        "message": "weights must rise strictly from step to step, such as 10, 25, 50, 100: "
+        "reorder the steps or remove the repeated weight",
+    },
+    {
+        "rule": "size(self) == 0 || self[size(self) - 1].weight == 100",
+        "message": "the last step must have weight 100: append `- weight: 100`",
+    },
+]
+
 
 class Spec(Model):
     """What to roll out, where, and how carefully."""
 
-    target_ref: TargetRef
+    target_ref: Annotated[
+        TargetRef,
+        Field(json_schema_extra={"x-kubernetes-validations": [_TARGET_RULE]}),
+    ]
     """The pool that serves today. It cannot be changed: make a new rollout instead."""
     kv_cache: KVCache
     """The KV cache that the canary pool gets."""
     traffic: Traffic
     """How traffic is split between the pools."""
     engine: Engine = Engine()
-    """How to find the inference engine in the target."""
-    steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=16)] = DEFAULT_STEPS
-    """The ladder of weights. They must rise, and the last must be 100."""
+    """How to find the inference engine in the target's pod template. The defaults fit vLLM."""
+    steps: Annotated[
+        tuple[Step, ...],
+        Field(
+            min_length=1,
+            max_length=16,
+            json_schema_extra={
+                "x-kubernetes-list-type": "atomic",
+                "x-kubernetes-validations": _STEPS_RULES,
+            },
+        ),
+    ] = DEFAULT_STEPS
+    """The ladder of weights, 1 to 16 steps. Weights must rise strictly, and the last must be 100.
+    Default: 10 and 25 (15m each), 50 and 100 (30m each)."""
     analysis: AnalysisSettings = AnalysisSettings()
-    """What must be measured before a step may advance."""
+    """What must be measured before a step may advance. Too little evidence never advances a step
+    and never rolls back: the step waits and says why."""
     promotion: Promotion = Promotion()
     """What happens after the last step."""
-    progress_deadline: Duration = "30m"
+    progress_deadline: PositiveDuration = "30m"
     """Longest time that canary pods may take to become ready and verified before the rollout
     gives up and rolls back."""
 
@@ -453,6 +515,9 @@ class Status(Model):
     """The latest look at the evidence."""
     regime_proof: Annotated[tuple[PodProof, ...], Field(max_length=64)] = ()
     """Regime proof by canary pod."""
+    proven_capacity_tokens: int | None = None
+    """Tokens that the first proven canary pod's KV cache holds: the yardstick for pods that start
+    when the old pool is gone."""
     decisions: Annotated[tuple[DecisionRecord, ...], Field(max_length=50)] = ()
     """The last 50 decisions, newest last."""
     handled: HandledRequests = HandledRequests()
