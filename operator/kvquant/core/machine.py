@@ -389,6 +389,9 @@ def _analyse(turn: Turn) -> analysis.AnalysisReport:
 def _proofs(turn: Turn, *, may_fail: bool = True) -> bool:
     """Keep the latest proofs; roll back and return True when a pod is proven wrong."""
     turn.set(regime_proof=turn.seen.proofs)
+    for proof in turn.seen.proofs:
+        if proof.verdict is Verdict.PASS and turn.status.proven_capacity_tokens is None:
+            turn.set(proven_capacity_tokens=proof.capacity_tokens)
     wrong = [proof for proof in turn.seen.proofs if proof.verdict is Verdict.FAIL]
     if wrong and may_fail:
         _roll_back(turn, "RegimeProofFailed", worst([f"{p.pod}: {p.message}" for p in wrong]))

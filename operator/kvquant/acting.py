@@ -1,0 +1,228 @@
+"""Make the world what the persisted status says. Idempotent; reads nothing but its arguments."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime, timedelta
+
+from kvquant.api import names
+from kvquant.api.v1alpha1 import Phase, Pool, Status, Verdict, parse_duration
+from kvquant.config import OperatorConfig
+from kvquant.core.manifests import (
+    ANNOTATION_ATTEMPT,
+    PoolIdentity,
+    canary_deployment,
+    canary_selector,
+    engine_container,
+    target_selector,
+)
+from kvquant.core.router_manifests import RouterSpec, router_objects
+from kvquant.engines import vllm
+from kvquant.errors import TemplateError
+from kvquant.ports import Cluster, Object, RouterKey, Traffic
+from kvquant.world import ENGINE_CONTAINER, World, annotations, identity, labels, pod_view
+
+REAPPLY_AFTER = timedelta(seconds=30)
+"""Objects that we own are applied again after this time, so that drift is undone."""
+
+
+class Actor:
+    """Applies the persisted status to cluster and routers.
+
+    It remembers only what it applied last, to spare the API server; forgetting that costs a few
+    calls and changes nothing.
+    """
+
+    def __init__(
+        self, cluster: Cluster, traffic: Traffic, config: OperatorConfig, xds_ca: str
+    ) -> None:
+        self._cluster = cluster
+        self._traffic = traffic
+        self._config = config
+        self._xds_ca = xds_ca
+        self._applied: dict[tuple[str, str, str], tuple[str, datetime]] = {}
+
+    def act(self, world: World, now: datetime) -> None:
+        """Do what the status says: routers and weights first, then pods.
+
+        Raises:
+            ClusterError: The API server did not do what was asked.
+            TemplateError: The target has become something that no canary can be derived from.
+        """
+        status = world.rollout.status
+        if status.phase is Phase.PENDING or status.canary is None or status.baseline is None:
+            return
+        if self._holds(world, status):
+            self._route(world, status, status.baseline, status.canary, now)
+        self._pool(world, status, status.canary)
+        self._label(world, status)
+        if status.settled and status.phase is Phase.PROMOTED:
+            self._retire(world, status.baseline)
+
+    def remove_pool(self, world: World) -> None:
+        """Delete the canary's Deployment."""
+        if world.canary is not None:
+            self._cluster.delete(
+                "Deployment", world.rollout.metadata.namespace, world.canary["metadata"]["name"]
+            )
+
+    def release(self, world: World) -> None:
+        """Mark the router as free for another rollout; its weights stay as they are."""
+        if world.holder == identity(world.rollout) and world.router_config is not None:
+            self._cluster.patch(
+                "ConfigMap",
+                world.rollout.metadata.namespace,
+                world.router_config["metadata"]["name"],
+                {"metadata": {"annotations": {names.ANNOTATION_SETTLED: "true"}}},
+            )
+
+    def _holds(self, world: World, status: Status) -> bool:
+        """Tell whether the router is ours to drive; an ended rollout never takes it back."""
+        mine = world.holder == identity(world.rollout)
+        return mine or (not status.settled and (world.holder is None or world.router_free))
+
+    def _route(
+        self, world: World, status: Status, baseline: Pool, canary: Pool, now: datetime
+    ) -> None:
+        namespace, router = world.rollout.metadata.namespace, status.router or ""
+        weights = {
+            baseline.slot: status.weights.baseline,
+            canary.slot: status.weights.canary,
+        }
+        # The live routers follow at once; the ConfigMap is for routers that start without us.
+        self._traffic.set_weights(RouterKey(namespace, router), weights)
+        if world.target is None:
+            return
+        container = self._engine(world)
+        port = vllm.port_of(container)
+        settings = world.rollout.spec.traffic.router
+        pool = labels(world.target).get(names.LABEL_POOL)
+        for obj in router_objects(
+            RouterSpec(
+                name=router,
+                namespace=namespace,
+                image=self._config.router_image,
+                image_pull_policy=self._config.image_pull_policy,
+                port=settings.port,
+                replicas=settings.replicas,
+                selectors={
+                    baseline.slot: canary_selector(pool) if pool else target_selector(world.target),
+                    canary.slot: canary_selector(canary.deployment),
+                },
+                engine_ports={baseline.slot: port, canary.slot: port},
+                weights=weights,
+                request_timeout=parse_duration(settings.request_timeout),
+                drain_timeout=parse_duration(settings.drain_timeout),
+                hash_header=settings.hash_header,
+                xds_host=self._config.xds_host,
+                xds_port=self._config.xds_port,
+                xds_ca=self._xds_ca,
+                annotations={
+                    names.ANNOTATION_HOLDER: identity(world.rollout),
+                    names.ANNOTATION_SETTLED: "true" if status.settled else "false",
+                },
+            )
+        ):
+            self._apply(obj, now)
+        if labels(world.target).get(names.LABEL_ROUTER) != router:
+            mark = {names.LABEL_ROUTER: router, names.LABEL_SLOT: baseline.slot}
+            self._cluster.patch(
+                "Deployment", namespace, baseline.deployment, {"metadata": {"labels": mark}}
+            )
+
+    def _apply(self, obj: Object, now: datetime) -> None:
+        """Apply an object when it changed, or when drift is due to be looked for."""
+        key = (obj["kind"], obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
+        digest = hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()
+        before = self._applied.get(key)
+        if before is not None and before[0] == digest and now - before[1] < REAPPLY_AFTER:
+            return
+        self._cluster.apply(obj)
+        self._applied[key] = (digest, now)
+
+    def _pool(self, world: World, status: Status, canary: Pool) -> None:
+        """Create the canary's Deployment once an attempt, then hold its number of replicas."""
+        namespace = world.rollout.metadata.namespace
+        attempt = f"{world.rollout.metadata.uid}/{status.attempt}"
+        current = world.canary
+        if current is None or annotations(current).get(ANNOTATION_ATTEMPT) != attempt:
+            if status.settled or world.target is None:
+                return
+            index = engine_container(world.target, world.rollout.spec.engine.container)
+            fingerprint = f"kvq-{attempt_id(attempt)}" if world.rollout.spec.engine.fingerprint else None
+            deployment = canary_deployment(
+                world.target,
+                index,
+                PoolIdentity(
+                    name=canary.deployment,
+                    rollout=world.rollout.metadata.name,
+                    router=status.router or "",
+                    slot=canary.slot,
+                    attempt=attempt,
+                ),
+                status.resolved_dtype or "",
+                canary.replicas,
+                fingerprint,
+            )
+            deployment["metadata"]["annotations"][ENGINE_CONTAINER] = self._engine(world)["name"]
+            self._cluster.apply(deployment)
+        elif current["spec"].get("replicas") != canary.replicas and not (
+            status.settled and status.phase is Phase.PROMOTED
+        ):
+            # A settled, promoted pool belongs to its owner again, autoscalers included.
+            self._cluster.patch(
+                "Deployment", namespace, canary.deployment, {"spec": {"replicas": canary.replicas}}
+            )
+
+    def _label(self, world: World, status: Status) -> None:
+        """Let exactly the proven containers' pods into the slot's Service."""
+        container = annotations(world.canary).get(ENGINE_CONTAINER)
+        proven = {
+            (p.pod, p.container_id) for p in status.regime_proof if p.verdict is Verdict.PASS
+        }
+        for pod in world.canary_pods:
+            view = pod_view(pod, container)
+            labelled = labels(pod).get(names.LABEL_SERVING) == "true"
+            may_serve = (view.name, view.container_id) in proven
+            if may_serve and not view.serving:
+                self._serve(world, view.name, "true", view.container_id)
+            elif labelled and not may_serve:
+                self._serve(world, view.name, None, None)
+
+    def _serve(
+        self, world: World, pod: str, serving: str | None, container_id: str | None
+    ) -> None:
+        self._cluster.patch(
+            "Pod",
+            world.rollout.metadata.namespace,
+            pod,
+            {
+                "metadata": {
+                    "labels": {names.LABEL_SERVING: serving},
+                    "annotations": {names.ANNOTATION_VERIFIED: container_id},
+                }
+            },
+        )
+
+    def _retire(self, world: World, baseline: Pool) -> None:
+        target = world.target
+        if target is not None and baseline.replicas == 0 and target["spec"].get("replicas", 1) != 0:
+            self._cluster.patch(
+                "Deployment",
+                world.rollout.metadata.namespace,
+                baseline.deployment,
+                {"spec": {"replicas": 0}},
+            )
+
+    def _engine(self, world: World) -> Object:
+        if world.target is None:
+            raise TemplateError("TargetNotFound", "The target's Deployment is gone.")
+        index = engine_container(world.target, world.rollout.spec.engine.container)
+        container: Object = world.target["spec"]["template"]["spec"]["containers"][index]
+        return container
+
+
+def attempt_id(attempt: str) -> str:
+    """Return an opaque name for an attempt, fit to be seen by clients."""
+    return hashlib.sha256(attempt.encode()).hexdigest()[:12]

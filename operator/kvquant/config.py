@@ -1,0 +1,76 @@
+"""The operator's configuration: environment variables, read once at start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from kvquant.errors import KVQuantError
+
+DEFAULT_NAMESPACE = "kvquant-system"
+
+
+class ConfigError(KVQuantError):
+    """An environment variable that cannot be used; the message names it and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorConfig:
+    """Settings of one operator process. Each field is the variable KVQUANT_<FIELD>.
+
+    Attributes:
+        namespace: Namespace in which the operator runs.
+        watch_namespaces: Namespaces to watch, separated by commas; empty: the whole cluster.
+        prometheus_url: Where Prometheus answers queries.
+        prometheus_timeout: Longest wait for one query, in seconds.
+        router_image: Image of the routers that the operator creates.
+        image_pull_policy: Pull policy of those routers.
+        xds_host: Name by which routers reach this operator's weights service.
+        xds_port: Port of the weights service.
+        metrics_port: Port of the operator's own Prometheus metrics.
+        health_port: Port of the liveness endpoint.
+        stuck_after: Seconds without a finished pass after which a rollout's loop counts as stuck.
+        log_level: DEBUG, INFO, WARNING or ERROR.
+    """
+
+    namespace: str = DEFAULT_NAMESPACE
+    watch_namespaces: str = ""
+    prometheus_url: str = "http://prometheus.monitoring.svc:9090"
+    prometheus_timeout: float = 10.0
+    router_image: str = "kvquant/router:dev"
+    image_pull_policy: str = "IfNotPresent"
+    xds_host: str = "kvquant-xds.kvquant-system.svc"
+    xds_port: int = 18000
+    metrics_port: int = 9100
+    health_port: int = 8080
+    stuck_after: float = 300.0
+    log_level: str = "INFO"
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> OperatorConfig:
+        """Read the configuration.
+
+        Raises:
+            ConfigError: A variable does not hold what it should.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, str | int | float] = {}
+        for field in fields(cls):
+            variable = f"KVQUANT_{field.name.upper()}"
+            text = environ.get(variable)
+            if text is None:
+                continue
+            try:
+                values[field.name] = _CONVERTERS[str(field.type)](text)
+            except ValueError:
+                raise ConfigError(f"{variable}={text!r}: expected a {field.type}") from None
+        return cls(**values)  # type: ignore[arg-type]  # each value was converted to its field's type
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """Namespaces to watch; empty means all."""
+        return tuple(n.strip() for n in self.watch_namespaces.split(",") if n.strip())
+
+
+_CONVERTERS = {"str": str, "int": int, "float": float}

@@ -1,0 +1,255 @@
+"""From the world as read to the observation that decisions are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from kvquant.api import names
+from kvquant.api.v1alpha1 import Phase, PodProof, Pool, Status, Verdict
+from kvquant.core import regime
+from kvquant.core.evidence import ArmNeed, CacheConfig, EvidenceNeed
+from kvquant.core.manifests import (
+    Object,
+    PoolIdentity,
+    canary_deployment,
+    engine_container,
+    selects,
+)
+from kvquant.core.observation import (
+    Candidate,
+    Observation,
+    PodView,
+    Problem,
+    Requests,
+    RouterView,
+)
+from kvquant.core.plan import spec_hash
+from kvquant.engines import vllm
+from kvquant.errors import MetricsError, TemplateError
+from kvquant.ports import Cluster, Metrics, RouterKey, Traffic
+from kvquant.world import (
+    ENGINE_CONTAINER,
+    World,
+    annotations,
+    identity,
+    labels,
+    pod_view,
+    pool_name,
+    router_name,
+)
+
+MEASURED = frozenset({Phase.PROGRESSING, Phase.PROMOTED, Phase.ROLLING_BACK})
+"""Phases in which the arms' metrics matter."""
+
+
+def requests(world: World, cluster_kill: str | None, *, deleting: bool) -> Requests:
+    """Return what people have asked of the rollout. Deleting it asks for an abort first."""
+    asked = annotations(world.raw)
+    if deleting:
+        return Requests(abort=f"deleted at {world.rollout.metadata.deletion_timestamp}")
+    return Requests(
+        paused=_level(asked.get(names.ANNOTATION_PAUSED)),
+        killed=cluster_kill or _level(asked.get(names.ANNOTATION_KILLED)),
+        promote=asked.get(names.ANNOTATION_PROMOTE),
+        abort=asked.get(names.ANNOTATION_ABORT),
+        retry=asked.get(names.ANNOTATION_RETRY),
+    )
+
+
+def urgent(status: Status, asked: Requests) -> bool:
+    """Tell whether something was asked that must not wait for Prometheus."""
+    killed = asked.killed is not None and not status.killed
+    return killed or (asked.abort is not None and asked.abort != status.handled.abort)
+
+
+def observe(
+    world: World,
+    asked: Requests,
+    cluster: Cluster,
+    metrics: Metrics,
+    traffic: Traffic,
+    now: datetime,
+) -> Observation:
+    """Return everything that a decision may need. Metrics that fail are a finding, no error.
+
+    Raises:
+        ClusterError: The API server did not answer.
+    """
+    rollout, status = world.rollout, world.rollout.status
+    seen = Observation(
+        generation=rollout.metadata.generation, spec_hash=spec_hash(rollout.spec), requests=asked
+    )
+    if status.phase is Phase.PENDING:
+        try:
+            return replace(seen, candidate=_candidate(world, cluster))
+        except TemplateError as error:
+            return replace(seen, problem=Problem(error.reason, str(error)))
+    assert status.canary is not None and status.router is not None  # noqa: S101 - set at the start
+    container = annotations(world.canary).get(ENGINE_CONTAINER)
+    canary_pods = tuple(pod_view(pod, container) for pod in world.canary_pods)
+    baseline_pods = tuple(pod_view(pod, container) for pod in world.baseline_pods)
+    acknowledged = traffic.acknowledged(RouterKey(rollout.metadata.namespace, status.router))
+    available = (world.router or {}).get("status", {}).get("availableReplicas") or 0
+    seen = replace(
+        seen,
+        canary_pods=canary_pods,
+        baseline_pods=baseline_pods,
+        router=RouterView(available, acknowledged.connected, acknowledged.applied),
+        proofs=tuple(p for p in status.regime_proof if _still_there(p, canary_pods)),
+    )
+    if urgent(status, asked):
+        return seen
+    try:
+        seen = replace(seen, proofs=_proofs(world, seen, metrics, now))
+        if status.phase in MEASURED and not status.settled:
+            need = _need(world)
+            evidence = metrics.evidence([need], now).get(need.key)
+            seen = replace(seen, evidence=evidence)
+    except MetricsError as error:
+        seen = replace(seen, metrics_problem=str(error))
+    return seen
+
+
+def _level(text: str | None) -> str | None:
+    return None if text is None or text.strip().lower() in ("", "false") else text
+
+
+def _candidate(world: World, cluster: Cluster) -> Candidate:
+    """Return what an attempt would work with.
+
+    Raises:
+        TemplateError: The rollout cannot begin; the message names the field and the remedy.
+    """
+    rollout, target = world.rollout, world.target
+    namespace, wanted = rollout.metadata.namespace, rollout.spec.target_ref.name
+    if target is None:
+        raise TemplateError(
+            "TargetNotFound",
+            f"spec.targetRef.name: there is no Deployment {wanted!r} in namespace {namespace}.",
+        )
+    index = engine_container(target, rollout.spec.engine.container)
+    container = target["spec"]["template"]["spec"]["containers"][index]
+    dtype = vllm.resolve_dtype(rollout.spec.kv_cache.dtype)
+    running = vllm.dtype_of(container)
+    if dtype == running:
+        raise TemplateError(
+            "AlreadyRunning",
+            f"spec.kvCache.dtype: Deployment {wanted} runs {running} already; ask for another.",
+        )
+    replicas = int(target["spec"].get("replicas", 1))
+    if not any(pod_view(pod, container["name"]).ready for pod in world.baseline_pods):
+        raise TemplateError(
+            "TargetNotReady",
+            f"spec.targetRef.name: Deployment {wanted} has no ready pod, so there is nothing to "
+            "compare a canary with. Bring it up first.",
+        )
+    router = router_name(rollout, target)
+    _refuse_busy_router(world, router, cluster)
+    slot = labels(target).get(names.LABEL_SLOT, names.SLOTS[0])
+    other = names.SLOTS[1] if slot == names.SLOTS[0] else names.SLOTS[0]
+    pool = pool_name(rollout)
+    existing = cluster.get("Deployment", namespace, pool)
+    if existing is not None and labels(existing).get(names.LABEL_ROLLOUT) != rollout.metadata.name:
+        raise TemplateError(
+            "PoolNameTaken",
+            f"metadata.name: Deployment {pool}, which the canary pool would be called, exists and "
+            "is not this rollout's. Give the rollout another name.",
+        )
+    planned = canary_deployment(
+        target, index, PoolIdentity(pool, rollout.metadata.name, router, other, ""), dtype, 1, None
+    )
+    _refuse_shared_services(target, planned, cluster.list("Service", namespace, {}))
+    return Candidate(
+        engine=vllm.NAME,
+        resolved_dtype=dtype,
+        router=router,
+        baseline=Pool(deployment=wanted, slot=slot, dtype=running, replicas=replicas),
+        canary_deployment=pool,
+        canary_slot=other,
+    )
+
+
+def _refuse_busy_router(world: World, router: str, cluster: Cluster) -> None:
+    holder = world.holder
+    if holder is None or holder == identity(world.rollout) or world.router_free:
+        return
+    name, _, uid = holder.partition("/")
+    other = cluster.get(names.KIND, world.rollout.metadata.namespace, name)
+    if other is not None and other["metadata"].get("uid") == uid:
+        raise TemplateError(
+            "RouterBusy",
+            f"spec.traffic.router: rollout {name!r} still drives router {router}; this one begins "
+            "when that one has ended and its rollback window is closed.",
+        )
+
+
+def _refuse_shared_services(target: Object, canary: Object, services: Sequence[Object]) -> None:
+    baseline_labels = target["spec"]["template"]["metadata"].get("labels") or {}
+    canary_labels = {
+        **canary["spec"]["template"]["metadata"]["labels"],
+        names.LABEL_SERVING: "true",
+    }
+    for service in services:
+        selector = service.get("spec", {}).get("selector")
+        if selects(selector, baseline_labels) and selects(selector, canary_labels):
+            raise TemplateError(
+                "ServiceSelectsBothArms",
+                f"Service {service['metadata']['name']} would select pods of both pools, past the "
+                "router's weights: add a label that only the target's selector has to its "
+                "spec.selector.",
+            )
+
+
+def _still_there(proof: PodProof, pods: tuple[PodView, ...]) -> bool:
+    return any(pod.name == proof.pod and pod.container_id == proof.container_id for pod in pods)
+
+
+def _proofs(
+    world: World, seen: Observation, metrics: Metrics, now: datetime
+) -> tuple[PodProof, ...]:
+    """Prove the ready pods that have not passed yet; a passed container stays proven."""
+    status, spec = world.rollout.status, world.rollout.spec
+    assert status.baseline is not None and status.resolved_dtype is not None  # noqa: S101
+    passed = {p.pod: p for p in seen.proofs if p.verdict is Verdict.PASS}
+    due = [pod for pod in seen.canary_pods if pod.ready and pod.name not in passed]
+    if due:
+        pods = [pod.name for pod in (*due, *seen.baseline_pods)]
+        configs = metrics.cache_configs(world.rollout.metadata.namespace, pods, now)
+        baseline = [configs[p.name] for p in seen.baseline_pods if p.name in configs]
+        baseline_dtype = status.baseline.dtype
+        if not baseline and status.proven_capacity_tokens is not None:
+            # The old pool is gone after promotion; a new pod must then hold as many tokens as
+            # the pods that were proven against it.
+            baseline_dtype = status.resolved_dtype
+            baseline = [
+                CacheConfig("proven", now, baseline_dtype, status.proven_capacity_tokens)
+            ]
+        for pod in due:
+            passed[pod.name] = regime.prove(
+                pod.name,
+                pod.container_id,
+                pod.started_at,
+                configs.get(pod.name),
+                baseline,
+                status.resolved_dtype,
+                baseline_dtype,
+                spec.kv_cache.head_dim,
+            )
+    return tuple(passed[name] for name in sorted(passed))
+
+
+def _need(world: World) -> EvidenceNeed:
+    status, metadata = world.rollout.status, world.rollout.metadata
+    assert status.baseline is not None and status.canary is not None  # noqa: S101
+    since = status.step_started_at or status.phase_started_at
+    assert since is not None and status.router is not None  # noqa: S101
+    return EvidenceNeed(
+        key=f"{metadata.namespace}/{metadata.name}",
+        namespace=metadata.namespace,
+        router=status.router,
+        baseline=ArmNeed(status.baseline.slot, status.baseline.deployment),
+        canary=ArmNeed(status.canary.slot, status.canary.deployment),
+        since=since,
+    )

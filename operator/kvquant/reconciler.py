@@ -1,0 +1,133 @@
+"""One pass over one rollout: act on what is persisted, observe, decide, persist.
+
+Synchronous and idempotent. A crash between any two calls costs a repetition and nothing else,
+because the status is written last and everything before it repeats safely.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from kvquant.acting import Actor
+from kvquant.api import names
+from kvquant.api.v1alpha1 import Phase
+from kvquant.core.machine import decide
+from kvquant.core.observation import Problem
+from kvquant.core.plan import Plan
+from kvquant.core.turn import Announcement
+from kvquant.errors import Conflict, TemplateError
+from kvquant.observing import observe, requests
+from kvquant.ports import Clock, Cluster, Metrics, Object, RouterKey, Traffic
+from kvquant.world import World, read
+
+logger = logging.getLogger(__name__)
+
+INVALID_RETRY = 60.0
+"""Seconds until a rollout that this version cannot read is looked at again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Which rollout."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Outcome of a pass: seconds until the next, and what to announce."""
+
+    requeue_after: float
+    announcements: tuple[Announcement, ...] = ()
+    done: bool = False
+
+
+class Reconciler:
+    """Runs passes. Safe to share between threads, one rollout being in one thread at a time."""
+
+    def __init__(
+        self, cluster: Cluster, metrics: Metrics, traffic: Traffic, clock: Clock, actor: Actor
+    ) -> None:
+        self._cluster = cluster
+        self._metrics = metrics
+        self._traffic = traffic
+        self._clock = clock
+        self._actor = actor
+
+    def reconcile(self, ref: Ref, cluster_kill: str | None = None) -> Result:
+        """Run one pass.
+
+        Args:
+            ref: The rollout.
+            cluster_kill: Who pulled the cluster-wide kill switch, if it is pulled.
+
+        Raises:
+            ClusterError: The API server did not do what was asked; try again later.
+        """
+        raw = self._cluster.get(names.KIND, ref.namespace, ref.name)
+        if raw is None:
+            return Result(0, done=True)
+        try:
+            world = read(self._cluster, raw)
+        except ValidationError as error:
+            return self._unreadable(raw, error)
+        return self._pass(world, cluster_kill, deleting=False)
+
+    def finalize(self, ref: Ref) -> Result:
+        """Run one pass of the end of a deleted rollout; `done` when it may vanish.
+
+        A rollout on its way is rolled back first. A promoted pool keeps serving: only the
+        rollout goes, not what it has brought.
+
+        Raises:
+            ClusterError: The API server did not do what was asked; try again later.
+        """
+        raw = self._cluster.get(names.KIND, ref.namespace, ref.name)
+        if raw is None:
+            return Result(0, done=True)
+        try:
+            world = read(self._cluster, raw)
+        except ValidationError:
+            logger.exception("A deleted rollout cannot be read; nothing of it is touched")
+            return Result(0, done=True)
+        status = world.rollout.status
+        if status.phase in (Phase.PENDING, Phase.PROMOTED, Phase.ROLLED_BACK):
+            if status.phase is Phase.ROLLED_BACK:
+                self._actor.remove_pool(world)
+            self._actor.release(world)
+            if status.router is not None:
+                self._traffic.forget(RouterKey(ref.namespace, status.router))
+            return Result(0, done=True)
+        return self._pass(world, None, deleting=True)
+
+    def _pass(self, world: World, cluster_kill: str | None, *, deleting: bool) -> Result:
+        rollout = world.rollout
+        try:
+            self._actor.act(world, self._clock())
+        except TemplateError as error:
+            logger.warning("The target cannot be worked with: %s", error)
+        now = self._clock()
+        asked = requests(world, cluster_kill, deleting=deleting)
+        seen = observe(world, asked, self._cluster, self._metrics, self._traffic, now)
+        decision = decide(Plan.of(rollout.spec), rollout.status, seen, now)
+        if decision.status != rollout.status:
+            document = rollout.model_copy(update={"status": decision.status}).status_document()
+            try:
+                self._cluster.replace_status({**world.raw, "status": document})
+            except Conflict:
+                # Somebody else wrote first: what was decided here is void.
+                return Result(0)
+        return Result(decision.requeue_after.total_seconds(), decision.announcements)
+
+    def _unreadable(self, raw: Object, error: ValidationError) -> Result:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        problem = Problem("InvalidSpec", f"{where}: {first['msg']}")
+        logger.error("Rollout cannot be read: %s", problem.message)
+        return Result(
+            INVALID_RETRY, (Announcement("Warning", problem.reason, problem.message),)
+        )

@@ -1,0 +1,146 @@
+"""One reading of the cluster around a rollout, and views of it for decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from kvquant.api import names
+from kvquant.api.v1alpha1 import KVQuantRollout
+from kvquant.core.manifests import target_selector
+from kvquant.core.observation import PodView
+from kvquant.errors import TemplateError
+from kvquant.ports import Cluster, Object
+
+ENGINE_CONTAINER = f"{names.GROUP}/engine-container"
+"""Annotation on a pool's Deployment: name of the container that is the engine."""
+
+
+@dataclass(slots=True)
+class World:
+    """Raw objects, as read at the beginning of a pass. None means: there is none."""
+
+    rollout: KVQuantRollout
+    raw: Object
+    target: Object | None = None
+    canary: Object | None = None
+    router: Object | None = None
+    router_config: Object | None = None
+    baseline_pods: list[Object] = field(default_factory=list)
+    canary_pods: list[Object] = field(default_factory=list)
+
+    @property
+    def holder(self) -> str | None:
+        """Who sets the router's weights: `name/uid` of a rollout."""
+        return annotations(self.router_config).get(names.ANNOTATION_HOLDER)
+
+    @property
+    def router_free(self) -> bool:
+        """Whether the router's last holder has ended."""
+        return annotations(self.router_config).get(names.ANNOTATION_SETTLED) == "true"
+
+
+def identity(rollout: KVQuantRollout) -> str:
+    """Return how a rollout signs the router that it holds."""
+    return f"{rollout.metadata.name}/{rollout.metadata.uid}"
+
+
+def annotations(obj: Object | None) -> dict[str, str]:
+    """Return an object's annotations; none for no object."""
+    return dict((obj or {}).get("metadata", {}).get("annotations") or {})
+
+
+def labels(obj: Object | None) -> dict[str, str]:
+    """Return an object's labels; none for no object."""
+    return dict((obj or {}).get("metadata", {}).get("labels") or {})
+
+
+def router_name(rollout: KVQuantRollout, target: Object | None) -> str:
+    """Return the router of a rollout: asked for, serving the target already, or named after it."""
+    return (
+        rollout.spec.traffic.router.name
+        or labels(target).get(names.LABEL_ROUTER)
+        or f"{rollout.spec.target_ref.name[:45]}-router"
+    )
+
+
+def pool_name(rollout: KVQuantRollout) -> str:
+    """Return the name of the pool that a rollout makes."""
+    return f"{rollout.metadata.name}-pool"
+
+
+def read(cluster: Cluster, raw: Object) -> World:
+    """Read everything around a rollout.
+
+    Raises:
+        ClusterError: The API server did not answer.
+        pydantic.ValidationError: The rollout does not fit this version of the API.
+    """
+    rollout = KVQuantRollout.parse(raw)
+    namespace, status = rollout.metadata.namespace, rollout.status
+    world = World(rollout, raw)
+    world.target = cluster.get("Deployment", namespace, rollout.spec.target_ref.name)
+    router = status.router or router_name(rollout, world.target)
+    world.router_config = cluster.get("ConfigMap", namespace, router)
+    if world.target is not None:
+        try:
+            selector = target_selector(world.target)
+            world.baseline_pods = cluster.list("Pod", namespace, selector)
+        except TemplateError:
+            world.baseline_pods = []
+    if status.canary is not None:
+        world.router = cluster.get("Deployment", namespace, router)
+        world.canary = cluster.get("Deployment", namespace, status.canary.deployment)
+        world.canary_pods = cluster.list(
+            "Pod", namespace, {names.LABEL_POOL: status.canary.deployment}
+        )
+    return world
+
+
+def pod_view(pod: Object, container: str | None) -> PodView:
+    """Return what decisions need of a pod.
+
+    Args:
+        pod: The pod as the API server returns it.
+        container: Name of the engine's container; None takes the first.
+    """
+    status = pod.get("status", {})
+    statuses = status.get("containerStatuses") or []
+    engine = next(
+        (s for s in statuses if container is None or s.get("name") == container), None
+    ) or {}
+    state, last = engine.get("state") or {}, engine.get("lastState") or {}
+    ended = state.get("terminated") or last.get("terminated") or {}
+    container_id = engine.get("containerID") or ""
+    return PodView(
+        name=pod["metadata"]["name"],
+        ready=_is_true(status, "Ready") and "deletionTimestamp" not in pod["metadata"],
+        serving=labels(pod).get(names.LABEL_SERVING) == "true"
+        and annotations(pod).get(names.ANNOTATION_VERIFIED) == container_id != "",
+        container_id=container_id,
+        started_at=_instant((state.get("running") or {}).get("startedAt")),
+        restarts=int(engine.get("restartCount") or 0),
+        died_at=_instant(ended.get("finishedAt")),
+        death=f"{ended.get('reason', 'ended')}, exit code {ended.get('exitCode')}" if ended else "",
+        trouble=_trouble(status, state),
+    )
+
+
+def _trouble(status: Object, state: Object) -> str:
+    waiting = state.get("waiting") or {}
+    if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+        return f"{waiting['reason']}: {waiting.get('message', '')}".strip(": ")
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return f"not scheduled: {condition.get('message', condition.get('reason', ''))}"
+    return ""
+
+
+def _is_true(status: Object, type_: str) -> bool:
+    return any(
+        c.get("type") == type_ and c.get("status") == "True" for c in status.get("conditions") or ()
+    )
+
+
+def _instant(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
