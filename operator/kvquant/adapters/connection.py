@@ -1,0 +1,245 @@
+"""One HTTP connection to a Kubernetes API server: raw JSON in, raw JSON out, errors of ours.
+
+The official client brings what is hard (credentials, exec plugins, TLS, pooling). Its typed models
+stay out of the way, because they drop fields that they do not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+
+from kvquant import errors
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds to wait for a TCP and TLS connection."""
+
+READ_TIMEOUT = 20.0
+"""Seconds to wait for an answer. Longer than the API server's own patience with etcd (10 s)."""
+
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+
+_RETRIES = urllib3.Retry(
+    # The reconciler's next pass is the real retry. This one only covers a pooled connection that
+    # the server closed just as it was used, which is no fault worth telling.
+    total=1,
+    allowed_methods={"GET"},
+    respect_retry_after_header=False,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the API server said.
+
+    Attributes:
+        status: HTTP status.
+        document: The body; empty when it was no JSON object.
+        text: The body as it came.
+    """
+
+    status: int
+    document: dict[str, Any]
+    text: str
+
+    @property
+    def message(self) -> str:
+        """Say what the server said, in its own words."""
+        said = self.document.get("message") or self.text.strip() or "no explanation"
+        return f"{said} (HTTP {self.status})"
+
+    @property
+    def names_an_object(self) -> bool:
+        """Whether a 404 speaks of an object, rather than of a kind that is not served."""
+        details = self.document.get("details")
+        return isinstance(details, dict) and bool(details.get("name"))
+
+
+class Connection:
+    """A connection that many threads may share.
+
+    Attributes:
+        namespace: Namespace that the credentials or the kubeconfig's context default to.
+    """
+
+    def __init__(
+        self,
+        api_client: client.ApiClient,
+        namespace: str = "default",
+        timeouts: tuple[float, float] = (CONNECT_TIMEOUT, READ_TIMEOUT),
+    ) -> None:
+        self._client = api_client
+        self._timeouts = timeouts
+        self.namespace = namespace
+
+    @classmethod
+    def in_cluster(cls) -> Connection:
+        """Connect with the service account of the pod that this process runs in.
+
+        Raises:
+            errors.ClusterError: This is no pod, or its service account token is not mounted.
+        """
+        settings = _settings()
+        try:
+            config.load_incluster_config(  # type: ignore[no-untyped-call]
+                client_configuration=settings
+            )
+        except config.ConfigException as error:
+            raise errors.ClusterError(
+                f"no in-cluster credentials ({error}): run inside a pod whose service account "
+                "token is mounted, or name a kubeconfig"
+            ) from error
+        return cls(_client(settings), _pod_namespace())
+
+    @classmethod
+    def from_kubeconfig(cls, path: str | None = None, context: str | None = None) -> Connection:
+        """Connect as kubectl would.
+
+        Args:
+            path: File to read. Default: $KUBECONFIG, else ~/.kube/config.
+            context: Context in it. Default: its current context.
+
+        Raises:
+            errors.ClusterError: The file or the context is missing or broken.
+        """
+        settings = _settings()
+        try:
+            config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=path,
+                context=context,
+                client_configuration=settings,
+                persist_config=False,
+            )
+            contexts, active = config.list_kube_config_contexts(  # type: ignore[no-untyped-call]
+                config_file=path
+            )
+        except config.ConfigException as error:
+            where = path or "$KUBECONFIG or ~/.kube/config"
+            raise errors.ClusterError(
+                f"the kubeconfig {where} cannot be used ({error}): name a readable file, and a "
+                "context that `kubectl config get-contexts` lists"
+            ) from error
+        if context is not None:
+            active = next(entry for entry in contexts if entry["name"] == context)
+        return cls(_client(settings), active["context"].get("namespace") or "default")
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self._client.close()  # type: ignore[no-untyped-call]
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = JSON,
+    ) -> Answer:
+        """Send one request and return the answer, whatever its status.
+
+        Raises:
+            errors.Unavailable: No answer came in time, or none at all.
+        """
+        url_method, url, headers, document, _ = self._client.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": JSON, "Content-Type": content_type},
+            body=dict(body) if body is not None else None,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            response = self._client.call_api(
+                url_method, url, headers, document, _request_timeout=self._timeouts
+            )
+            data = response.read()  # type: ignore[no-untyped-call]
+        except (urllib3.exceptions.HTTPError, ApiException, OSError) as error:
+            raise errors.Unavailable(
+                f"no answer from the API server to {method} {path}: {error}"
+            ) from error
+        return _answer(response.status, data)
+
+    def expect(
+        self,
+        method: str,
+        path: str,
+        *,
+        subject: str,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = JSON,
+    ) -> dict[str, Any]:
+        """Send one request and return the document of a successful answer.
+
+        Args:
+            method: HTTP method.
+            path: Path on the API server.
+            subject: What the request is about, for the error's message.
+            query: Query parameters.
+            body: Document to send.
+            content_type: How the body is to be understood.
+
+        Raises:
+            errors.ClusterError: The answer was no success; see `raise_for`.
+        """
+        answer = self.request(method, path, query=query, body=body, content_type=content_type)
+        raise_for(answer, subject)
+        return answer.document
+
+
+def raise_for(answer: Answer, subject: str) -> None:
+    """Raise our error for an answer that is no success.
+
+    Raises:
+        errors.Conflict: 409.
+        errors.Unavailable: 408, 429 or 5xx.
+        errors.Refused: Any other status that is no success.
+    """
+    status = answer.status
+    if 200 <= status < 300:
+        return
+    text = f"{subject}: {answer.message}"
+    if status == 409:
+        raise errors.Conflict(text)
+    if status in (408, 429) or status >= 500:
+        raise errors.Unavailable(text)
+    raise errors.Refused(text)
+
+
+def _answer(status: int, data: bytes) -> Answer:
+    text = data.decode("utf-8", errors="replace")
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError:
+        document = None
+    return Answer(status, document if isinstance(document, dict) else {}, text)
+
+
+def _settings() -> client.Configuration:
+    settings = client.Configuration()
+    settings.retries = _RETRIES
+    return settings
+
+
+def _client(settings: client.Configuration) -> client.ApiClient:
+    api_client = client.ApiClient(settings)
+    api_client.user_agent = "kvquant"
+    return api_client
+
+
+def _pod_namespace() -> str:
+    path = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip() or "default"
+    except OSError:
+        return "default"
