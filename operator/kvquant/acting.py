@@ -21,7 +21,7 @@ from kvquant.core.router_manifests import RouterSpec, router_objects
 from kvquant.engines import vllm
 from kvquant.errors import TemplateError
 from kvquant.ports import Cluster, Object, RouterKey, Traffic
-from kvquant.world import ENGINE_CONTAINER, World, annotations, identity, labels, pod_view
+from kvquant.world import ENGINE_CONTAINER, World, annotations_of, identity, labels_of, pod_view
 
 REAPPLY_AFTER = timedelta(seconds=30)
 """Objects that we own are applied again after this time, so that drift is undone."""
@@ -97,7 +97,7 @@ class Actor:
         container = self._engine(world)
         port = vllm.port_of(container)
         settings = world.rollout.spec.traffic.router
-        pool = labels(world.target).get(names.LABEL_POOL)
+        pool = labels_of(world.target).get(names.LABEL_POOL)
         for obj in router_objects(
             RouterSpec(
                 name=router,
@@ -125,7 +125,7 @@ class Actor:
             )
         ):
             self._apply(obj, now)
-        if labels(world.target).get(names.LABEL_ROUTER) != router:
+        if labels_of(world.target).get(names.LABEL_ROUTER) != router:
             mark = {names.LABEL_ROUTER: router, names.LABEL_SLOT: baseline.slot}
             self._cluster.patch(
                 "Deployment", namespace, baseline.deployment, {"metadata": {"labels": mark}}
@@ -146,11 +146,13 @@ class Actor:
         namespace = world.rollout.metadata.namespace
         attempt = f"{world.rollout.metadata.uid}/{status.attempt}"
         current = world.canary
-        if current is None or annotations(current).get(ANNOTATION_ATTEMPT) != attempt:
+        if current is None or annotations_of(current).get(ANNOTATION_ATTEMPT) != attempt:
             if status.settled or world.target is None:
                 return
             index = engine_container(world.target, world.rollout.spec.engine.container)
-            fingerprint = f"kvq-{attempt_id(attempt)}" if world.rollout.spec.engine.fingerprint else None
+            fingerprint = (
+                f"kvq-{attempt_id(attempt)}" if world.rollout.spec.engine.fingerprint else None
+            )
             deployment = canary_deployment(
                 world.target,
                 index,
@@ -177,22 +179,18 @@ class Actor:
 
     def _label(self, world: World, status: Status) -> None:
         """Let exactly the proven containers' pods into the slot's Service."""
-        container = annotations(world.canary).get(ENGINE_CONTAINER)
-        proven = {
-            (p.pod, p.container_id) for p in status.regime_proof if p.verdict is Verdict.PASS
-        }
+        container = annotations_of(world.canary).get(ENGINE_CONTAINER)
+        proven = {(p.pod, p.container_id) for p in status.regime_proof if p.verdict is Verdict.PASS}
         for pod in world.canary_pods:
             view = pod_view(pod, container)
-            labelled = labels(pod).get(names.LABEL_SERVING) == "true"
+            labelled = labels_of(pod).get(names.LABEL_SERVING) == "true"
             may_serve = (view.name, view.container_id) in proven
             if may_serve and not view.serving:
                 self._serve(world, view.name, "true", view.container_id)
             elif labelled and not may_serve:
                 self._serve(world, view.name, None, None)
 
-    def _serve(
-        self, world: World, pod: str, serving: str | None, container_id: str | None
-    ) -> None:
+    def _serve(self, world: World, pod: str, serving: str | None, container_id: str | None) -> None:
         self._cluster.patch(
             "Pod",
             world.rollout.metadata.namespace,

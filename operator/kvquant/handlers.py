@@ -83,9 +83,7 @@ def register(
         settings.watching.label_selectors["", "v1", "configmaps"] = names.LABEL_KILL_SWITCH
 
     @kopf.on.event(*resource, registry=registry)
-    async def rollout_changed(
-        namespace: str | None, name: str | None, meta: Any, **_: Any
-    ) -> None:
+    async def rollout_changed(namespace: str | None, name: str | None, meta: Any, **_: Any) -> None:
         # Our own status writes come back as events too; only what people change wakes the loop.
         asked = meta.get("annotations", {})
         seen = (
@@ -142,7 +140,8 @@ def register(
                 wait, backoff = result.requeue_after, FIRST_BACKOFF
             loop.due = time.monotonic() + wait
             await _first_of(loop.wake, stopped, wait)
-        if kopf.DaemonStoppingReason.RESOURCE_DELETED in stopped.reason:
+        reason = stopped.reason
+        if reason is not None and kopf.DaemonStoppingReason.RESOURCE_DELETED in reason:
             await _finalize(reconciler, ref, body, loop)
             telemetry.forget(ref.namespace, ref.name)
         loops.by_ref.pop(ref, None)
@@ -167,10 +166,16 @@ async def _pass(function: Any, ref: Ref, body: kopf.Body, *args: Any) -> Result 
         telemetry.PASS_ERRORS.labels(type(error).__name__).inc()
         logger.exception("Pass over %s/%s failed", ref.namespace, ref.name)
         return None
+    if result.before is not None and result.after is not None:
+        telemetry.report(ref.namespace, ref.name, result.before, result.after)
     for told in result.announcements:
         kopf.event(body, type=told.type, reason=told.reason, message=told.message)
         logger.info(
-            "%s/%s %s: %s", ref.namespace, ref.name, told.reason, told.message,
+            "%s/%s %s: %s",
+            ref.namespace,
+            ref.name,
+            told.reason,
+            told.message,
             extra={"rollout": f"{ref.namespace}/{ref.name}", "reason": told.reason},
         )
     return result

@@ -32,9 +32,9 @@ from kvquant.ports import Cluster, Metrics, RouterKey, Traffic
 from kvquant.world import (
     ENGINE_CONTAINER,
     World,
-    annotations,
+    annotations_of,
     identity,
-    labels,
+    labels_of,
     pod_view,
     pool_name,
     router_name,
@@ -46,7 +46,7 @@ MEASURED = frozenset({Phase.PROGRESSING, Phase.PROMOTED, Phase.ROLLING_BACK})
 
 def requests(world: World, cluster_kill: str | None, *, deleting: bool) -> Requests:
     """Return what people have asked of the rollout. Deleting it asks for an abort first."""
-    asked = annotations(world.raw)
+    asked = annotations_of(world.raw)
     if deleting:
         return Requests(abort=f"deleted at {world.rollout.metadata.deletion_timestamp}")
     return Requests(
@@ -87,7 +87,7 @@ def observe(
         except TemplateError as error:
             return replace(seen, problem=Problem(error.reason, str(error)))
     assert status.canary is not None and status.router is not None  # noqa: S101 - set at the start
-    container = annotations(world.canary).get(ENGINE_CONTAINER)
+    container = annotations_of(world.canary).get(ENGINE_CONTAINER)
     canary_pods = tuple(pod_view(pod, container) for pod in world.canary_pods)
     baseline_pods = tuple(pod_view(pod, container) for pod in world.baseline_pods)
     acknowledged = traffic.acknowledged(RouterKey(rollout.metadata.namespace, status.router))
@@ -147,11 +147,14 @@ def _candidate(world: World, cluster: Cluster) -> Candidate:
         )
     router = router_name(rollout, target)
     _refuse_busy_router(world, router, cluster)
-    slot = labels(target).get(names.LABEL_SLOT, names.SLOTS[0])
+    slot = labels_of(target).get(names.LABEL_SLOT, names.SLOTS[0])
     other = names.SLOTS[1] if slot == names.SLOTS[0] else names.SLOTS[0]
     pool = pool_name(rollout)
     existing = cluster.get("Deployment", namespace, pool)
-    if existing is not None and labels(existing).get(names.LABEL_ROLLOUT) != rollout.metadata.name:
+    if (
+        existing is not None
+        and labels_of(existing).get(names.LABEL_ROLLOUT) != rollout.metadata.name
+    ):
         raise TemplateError(
             "PoolNameTaken",
             f"metadata.name: Deployment {pool}, which the canary pool would be called, exists and "
@@ -223,9 +226,7 @@ def _proofs(
             # The old pool is gone after promotion; a new pod must then hold as many tokens as
             # the pods that were proven against it.
             baseline_dtype = status.resolved_dtype
-            baseline = [
-                CacheConfig("proven", now, baseline_dtype, status.proven_capacity_tokens)
-            ]
+            baseline = [CacheConfig("proven", now, baseline_dtype, status.proven_capacity_tokens)]
         for pod in due:
             passed[pod.name] = regime.prove(
                 pod.name,

@@ -13,14 +13,14 @@ from pydantic import ValidationError
 
 from kvquant.acting import Actor
 from kvquant.api import names
-from kvquant.api.v1alpha1 import Phase
+from kvquant.api.v1alpha1 import Phase, Status
 from kvquant.core.machine import decide
 from kvquant.core.observation import Problem
 from kvquant.core.plan import Plan
 from kvquant.core.turn import Announcement
 from kvquant.errors import Conflict, TemplateError
 from kvquant.observing import observe, requests
-from kvquant.ports import Clock, Cluster, Metrics, Object, RouterKey, Traffic
+from kvquant.ports import Clock, Cluster, Metrics, RouterKey, Traffic
 from kvquant.world import World, read
 
 logger = logging.getLogger(__name__)
@@ -39,11 +39,21 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Outcome of a pass: seconds until the next, and what to announce."""
+    """Outcome of a pass.
+
+    Attributes:
+        requeue_after: Seconds until the next pass.
+        announcements: Events to post.
+        done: Whether the rollout is gone, or may go.
+        before: Status at the beginning of the pass, once it could be read.
+        after: Status at its end, as persisted.
+    """
 
     requeue_after: float
     announcements: tuple[Announcement, ...] = ()
     done: bool = False
+    before: Status | None = None
+    after: Status | None = None
 
 
 class Reconciler:
@@ -74,7 +84,7 @@ class Reconciler:
         try:
             world = read(self._cluster, raw)
         except ValidationError as error:
-            return self._unreadable(raw, error)
+            return self._unreadable(error)
         return self._pass(world, cluster_kill, deleting=False)
 
     def finalize(self, ref: Ref) -> Result:
@@ -121,13 +131,16 @@ class Reconciler:
             except Conflict:
                 # Somebody else wrote first: what was decided here is void.
                 return Result(0)
-        return Result(decision.requeue_after.total_seconds(), decision.announcements)
+        return Result(
+            decision.requeue_after.total_seconds(),
+            decision.announcements,
+            before=rollout.status,
+            after=decision.status,
+        )
 
-    def _unreadable(self, raw: Object, error: ValidationError) -> Result:
+    def _unreadable(self, error: ValidationError) -> Result:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         problem = Problem("InvalidSpec", f"{where}: {first['msg']}")
         logger.error("Rollout cannot be read: %s", problem.message)
-        return Result(
-            INVALID_RETRY, (Announcement("Warning", problem.reason, problem.message),)
-        )
+        return Result(INVALID_RETRY, (Announcement("Warning", problem.reason, problem.message),))

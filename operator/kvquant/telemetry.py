@@ -25,9 +25,7 @@ HELD = Gauge(
     "1 while a rollout waits for evidence or for something to become ready.",
     ["namespace", "name"],
 )
-DECISIONS = Counter(
-    "kvquant_decisions_total", "Decisions by kind and reason.", ["kind", "reason"]
-)
+DECISIONS = Counter("kvquant_decisions_total", "Decisions by kind and reason.", ["kind", "reason"])
 PASS_SECONDS = Histogram(
     "kvquant_reconcile_seconds",
     "Duration of one reconciliation pass.",

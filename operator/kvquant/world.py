@@ -32,12 +32,12 @@ class World:
     @property
     def holder(self) -> str | None:
         """Who sets the router's weights: `name/uid` of a rollout."""
-        return annotations(self.router_config).get(names.ANNOTATION_HOLDER)
+        return annotations_of(self.router_config).get(names.ANNOTATION_HOLDER)
 
     @property
     def router_free(self) -> bool:
         """Whether the router's last holder has ended."""
-        return annotations(self.router_config).get(names.ANNOTATION_SETTLED) == "true"
+        return annotations_of(self.router_config).get(names.ANNOTATION_SETTLED) == "true"
 
 
 def identity(rollout: KVQuantRollout) -> str:
@@ -45,12 +45,12 @@ def identity(rollout: KVQuantRollout) -> str:
     return f"{rollout.metadata.name}/{rollout.metadata.uid}"
 
 
-def annotations(obj: Object | None) -> dict[str, str]:
+def annotations_of(obj: Object | None) -> dict[str, str]:
     """Return an object's annotations; none for no object."""
     return dict((obj or {}).get("metadata", {}).get("annotations") or {})
 
 
-def labels(obj: Object | None) -> dict[str, str]:
+def labels_of(obj: Object | None) -> dict[str, str]:
     """Return an object's labels; none for no object."""
     return dict((obj or {}).get("metadata", {}).get("labels") or {})
 
@@ -59,7 +59,7 @@ def router_name(rollout: KVQuantRollout, target: Object | None) -> str:
     """Return the router of a rollout: asked for, serving the target already, or named after it."""
     return (
         rollout.spec.traffic.router.name
-        or labels(target).get(names.LABEL_ROUTER)
+        or labels_of(target).get(names.LABEL_ROUTER)
         or f"{rollout.spec.target_ref.name[:45]}-router"
     )
 
@@ -106,17 +106,17 @@ def pod_view(pod: Object, container: str | None) -> PodView:
     """
     status = pod.get("status", {})
     statuses = status.get("containerStatuses") or []
-    engine = next(
-        (s for s in statuses if container is None or s.get("name") == container), None
-    ) or {}
+    engine = (
+        next((s for s in statuses if container is None or s.get("name") == container), None) or {}
+    )
     state, last = engine.get("state") or {}, engine.get("lastState") or {}
     ended = state.get("terminated") or last.get("terminated") or {}
     container_id = engine.get("containerID") or ""
     return PodView(
         name=pod["metadata"]["name"],
         ready=_is_true(status, "Ready") and "deletionTimestamp" not in pod["metadata"],
-        serving=labels(pod).get(names.LABEL_SERVING) == "true"
-        and annotations(pod).get(names.ANNOTATION_VERIFIED) == container_id != "",
+        serving=labels_of(pod).get(names.LABEL_SERVING) == "true"
+        and annotations_of(pod).get(names.ANNOTATION_VERIFIED) == container_id != "",
         container_id=container_id,
         started_at=_instant((state.get("running") or {}).get("startedAt")),
         restarts=int(engine.get("restartCount") or 0),

@@ -331,9 +331,7 @@ def _promoted(turn: Turn) -> None:
 
 def _roll_back(turn: Turn, reason: str, message: str) -> None:
     rejected = None if reason == "SpecChanged" else turn.status.spec_hash
-    turn.enter(
-        Phase.ROLLING_BACK, next_step=None, promoted_at=None, rejected_spec_hash=rejected
-    )
+    turn.enter(Phase.ROLLING_BACK, next_step=None, promoted_at=None, rejected_spec_hash=rejected)
     turn.record(DecisionKind.ROLL_BACK, reason, message)
     turn.requeue_after = timedelta(0)
 
@@ -379,9 +377,7 @@ def _analyse(turn: Turn) -> analysis.AnalysisReport:
             baseline=deaths_since(turn.seen.baseline_pods, since),
             canary=deaths_since(turn.seen.canary_pods, since),
         ),
-        analysis.Replicas(
-            baseline=len(turn.seen.baseline_pods), canary=len(turn.seen.canary_pods)
-        ),
+        analysis.Replicas(baseline=len(turn.seen.baseline_pods), canary=len(turn.seen.canary_pods)),
         turn.now,
     )
 
@@ -421,7 +417,9 @@ def _fails_to_start(turn: Turn) -> bool:
         _roll_back(
             turn,
             "EngineFailsToStart",
-            worst([f"{p.name} ended {p.restarts} times before it served ({p.death})" for p in dying]),
+            worst(
+                [f"{p.name} ended {p.restarts} times before it served ({p.death})" for p in dying]
+            ),
         )
     return bool(dying)
 

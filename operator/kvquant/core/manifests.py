@@ -102,7 +102,7 @@ def target_selector(target: Object) -> dict[str, str]:
 
 
 def canary_selector(pool: str) -> dict[str, str]:
-    """Return the labels of a canary pool's verified pods, by which its slot's Service finds them."""
+    """Return the labels of a pool's verified pods, by which its slot's Service finds them."""
     return {names.LABEL_POOL: pool, names.LABEL_SERVING: "true"}
 
 

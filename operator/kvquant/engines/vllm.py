@@ -21,7 +21,7 @@ DEFAULT_PORT = 8000
 
 _MODULE = "vllm.entrypoints.openai.api_server"
 _SHELLS = {"sh", "bash", "dash", "ash", "zsh"}
-# The repository's last path component decides: vllm/vllm-openai, registry.example/ml/vllm-openai-cpu.
+# The repository's last path component decides, as in vllm/vllm-openai or ml/vllm-openai-cpu.
 _IMAGE = re.compile(r"(^|/)vllm(-[a-z0-9-]+)?(:[^/]*)?(@sha256:[0-9a-f]+)?$")
 
 
@@ -82,9 +82,7 @@ def port_of(container: dict[str, Any]) -> int:
     return DEFAULT_PORT
 
 
-def with_dtype(
-    container: dict[str, Any], dtype: str, fingerprint: str | None
-) -> dict[str, Any]:
+def with_dtype(container: dict[str, Any], dtype: str, fingerprint: str | None) -> dict[str, Any]:
     """Return the container with the KV-cache dtype asked for and nothing else changed.
 
     Args:
