@@ -1,0 +1,59 @@
+# The one menu: `make help`. Every target installs what it needs.
+SHELL := /bin/sh
+PY := .venv/bin/python
+export PYTHONPATH := operator:local
+export PYTHONDONTWRITEBYTECODE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format unit apiserver e2e e2e-vllm crds lock up down status
+
+help: ## Show this menu
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Make .venv with the locked dependencies
+	@./local/bootstrap.sh
+
+demo: setup ## Bring up a real cluster, promote an fp8 canary, roll back an int8 one (KEEP=1 keeps it)
+	@$(PY) -m kvdemo
+
+test: lint unit apiserver e2e ## Everything but real vLLM: lint, unit, component, API server, real node
+
+lint: setup ## ruff, mypy strict, import contracts, generated CRD up to date
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+	$(PY) -m kvquant.api.crd --check
+
+format: setup ## Format the code and mend what ruff can mend
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+unit: setup ## Pure, component and loopback tests (real Envoy and Prometheus included)
+	$(PY) -m pytest -m "not apiserver and not node and not vllm"
+
+apiserver: setup ## Tests against a real etcd and kube-apiserver
+	$(PY) -m pytest -m apiserver
+
+e2e: setup ## Rollouts on a real one-node Kubernetes
+	$(PY) -m pytest -m "node and not vllm" tests/e2e
+
+e2e-vllm: setup ## The same with real vLLM on CPU: fp8 promoted, int8 stopped by the regime proof
+	$(PY) -m pytest -m vllm tests/e2e/vllm
+
+crds: setup ## Generate crds/ from the models
+	$(PY) -m kvquant.api.crd
+
+lock: setup ## Pin the dependencies anew, by hash
+	.venv/bin/python -m pip install --quiet uv
+	.venv/bin/uv pip compile pyproject.toml --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade -q -o requirements.lock
+	.venv/bin/uv pip compile pyproject.toml --group dev --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements.lock -q -o requirements-dev.lock
+
+up: setup ## Bring up a one-node Kubernetes named dev, with Prometheus
+	@$(PY) -m kvlocal up --name dev --with-prometheus
+
+down: setup ## Take it down
+	@$(PY) -m kvlocal down --name dev
+
+status: setup ## Tell what runs
+	@$(PY) -m kvlocal status
