@@ -1,0 +1,218 @@
+"""The CRD on a real API server: it is taken, it refuses with our words, and it teaches."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from kvquant.adapters.connection import Connection
+from kvquant.api import names
+from tests import manifests
+from tests.apiserver.conftest import Kubectl
+from tests.conftest import CRD_FILE, CRD_PATH, crd_conditions
+
+pytestmark = pytest.mark.apiserver
+
+
+def rollout(**spec: Any) -> str:
+    """Return the manifest of a rollout, from the smallest example with changes to its spec."""
+    (document,) = manifests.documents("fp8-minimal.yaml")
+    del document["metadata"]["namespace"]
+    document["spec"] = {**document["spec"], **spec}
+    return yaml.safe_dump(document)
+
+
+def test_the_crd_is_taken_under_strict_validation_and_established(
+    connection: Connection, kubectl: Kubectl
+) -> None:
+    taken = kubectl("apply", "--server-side", "--validate=strict", "-f", str(CRD_FILE))
+    assert taken.returncode == 0, taken.stderr
+    assert "Warning" not in taken.stderr
+
+    conditions = crd_conditions(connection.expect("GET", CRD_PATH, subject="CRD"))
+    assert conditions["Established"] == "True"
+    assert conditions["NamesAccepted"] == "True"
+    assert "NonStructuralSchema" not in conditions
+
+
+REFUSED = {
+    "unknown dtype": (
+        {"kvCache": {"dtype": "int7"}},
+        ['spec.kvCache.dtype: Unsupported value: "int7": supported values: "int8", "int4", "fp8"'],
+    ),
+    "steps that fall": (
+        {"steps": [{"weight": 50}, {"weight": 10}, {"weight": 100}]},
+        ["spec.steps: Invalid value", "weights must rise strictly", "reorder the steps"],
+    ),
+    "a repeated weight": (
+        {"steps": [{"weight": 10}, {"weight": 10}, {"weight": 100}]},
+        ["spec.steps: Invalid value", "remove the repeated weight"],
+    ),
+    "steps that end early": (
+        {"steps": [{"weight": 10}, {"weight": 50}]},
+        ["spec.steps: Invalid value", "append `- weight: 100`"],
+    ),
+    "no steps": ({"steps": []}, ["spec.steps: Invalid value: 0", "at least 1 items"]),
+    "too many steps": (
+        {"steps": [{"weight": weight} for weight in range(84, 101)]},
+        ["spec.steps: Too many: 17: must have at most 16 items"],
+    ),
+    "a weight above 100": (
+        {"steps": [{"weight": 101}]},
+        ["spec.steps[0].weight: Invalid value: 101", "less than or equal to 100"],
+    ),
+    "a duration without a unit": (
+        {"progressDeadline": "90"},
+        ["spec.progressDeadline: Invalid value", "such as 90s, 10m or 1h30m"],
+    ),
+    "a soak in days": (
+        {"steps": [{"weight": 100, "soak": "1d"}]},
+        ["spec.steps[0].soak: Invalid value", "such as 90s, 10m or 1h30m"],
+    ),
+    "a duration of nothing": (
+        {"analysis": {"interval": "0s"}},
+        ["spec.analysis.interval: Invalid value", "must last at least 1s"],
+    ),
+    "no way to split traffic": ({"traffic": {}}, ["spec.traffic.router: Required value"]),
+    "a target that is no Deployment": (
+        {"targetRef": {"kind": "StatefulSet", "name": "llama"}},
+        ['spec.targetRef.kind: Unsupported value: "StatefulSet": supported values: "Deployment"'],
+    ),
+    "a target without a name": ({"targetRef": {}}, ["spec.targetRef.name: Required value"]),
+    "a tolerance above 100": (
+        {"analysis": {"pageFaults": {"tolerancePercent": 101}}},
+        ["spec.analysis.pageFaults.tolerancePercent: Invalid value: 101"],
+    ),
+    "an unknown field": ({"shadow": {}}, ['unknown field "spec.shadow"']),
+}
+
+
+@pytest.mark.parametrize(("spec", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_bad_spec_is_refused_in_words_that_name_field_and_remedy(
+    kubectl: Kubectl, spec: dict[str, Any], words: list[str]
+) -> None:
+    answer = kubectl("create", "--dry-run=server", "-n", "default", "-f-", stdin=rollout(**spec))
+    assert answer.returncode != 0, answer.stdout
+    for expected in words:
+        assert expected in answer.stderr
+
+
+@pytest.mark.parametrize("name", ["llama.fp8", "8bit", "l" * 53])
+def test_a_name_that_cannot_become_a_services_is_refused(kubectl: Kubectl, name: str) -> None:
+    manifest = rollout().replace("name: llama-fp8", f"name: {name}")
+    answer = kubectl("create", "--dry-run=server", "-n", "default", "-f-", stdin=manifest)
+    assert answer.returncode != 0
+    assert "metadata.name becomes part of Service names and labels" in answer.stderr
+
+
+def test_the_target_cannot_be_changed(kubectl: Kubectl, namespace: str) -> None:
+    kubectl.ok("create", "-n", namespace, "-f-", stdin=rollout())
+    patch = json.dumps({"spec": {"targetRef": {"name": "other"}}})
+    answer = kubectl("patch", "kvqr", "llama-fp8", "-n", namespace, "--type=merge", "-p", patch)
+    assert answer.returncode != 0
+    assert "targetRef cannot be changed: make a new KVQuantRollout" in answer.stderr
+
+
+def test_the_smallest_example_gets_every_default(kubectl: Kubectl, namespace: str) -> None:
+    kubectl.ok("create", "-n", namespace, "-f-", stdin=rollout())
+    spec = json.loads(kubectl.ok("get", "kvqr", "llama-fp8", "-n", namespace, "-o", "json"))["spec"]
+    assert spec == {
+        "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "llama"},
+        "kvCache": {"dtype": "fp8", "headDim": 128},
+        "engine": {"type": "auto", "fingerprint": True},
+        "traffic": {
+            "router": {
+                "port": 8000,
+                "replicas": 2,
+                "requestTimeout": "15m",
+                "drainTimeout": "5m",
+            }
+        },
+        "steps": [
+            {"weight": 10, "soak": "15m"},
+            {"weight": 25, "soak": "15m"},
+            {"weight": 50, "soak": "30m"},
+            {"weight": 100, "soak": "30m"},
+        ],
+        "analysis": {
+            "interval": "15s",
+            "minRequests": 300,
+            "pageFaults": {"tolerancePercent": 5},
+            "oomRetries": {"tolerancePercent": 1, "maxRestarts": 0},
+            "p99": {"tolerancePercent": 4},
+        },
+        "promotion": {"rollbackWindow": "1h", "oldPool": "ScaleToZero"},
+        "progressDeadline": "30m",
+    }
+
+
+def spec_fields() -> list[tuple[str, str]]:
+    """Return every field of the spec by its path, with what it should be explained as."""
+    crd = yaml.safe_load(CRD_FILE.read_text())
+    root = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    found: list[tuple[str, str]] = []
+
+    def walk(path: str, schema: dict[str, Any]) -> None:
+        found.append((path, schema["description"]))
+        fields = schema.get("items", schema).get("properties", {})
+        for name, inner in fields.items():
+            walk(f"{path}.{name}", inner)
+
+    walk("spec", root["properties"]["spec"])
+    return found
+
+
+def test_kubectl_explain_teaches_every_field_of_the_spec(kubectl: Kubectl) -> None:
+    fields = spec_fields()
+    assert len(fields) > 30
+    parents = {path.rpartition(".")[0] for path, _ in fields} - {""}
+    explained = {
+        parent: " ".join(kubectl.ok("explain", f"kvqr.{parent}").split()) for parent in parents
+    }
+    for path, description in fields:
+        parent = path.rpartition(".")[0]
+        if parent:
+            assert description in explained[parent], path
+
+
+def test_kubectl_get_shows_how_a_rollout_stands(kubectl: Kubectl, namespace: str) -> None:
+    kubectl.ok("create", "-n", namespace, "-f-", stdin=rollout())
+    status = {
+        "status": {
+            "phase": "Progressing",
+            "stepLabel": "2/4",
+            "weights": {"baseline": 75, "canary": 25},
+            "verdict": "Pass",
+        }
+    }
+    kubectl.ok(
+        *("patch", "kvqr", "llama-fp8", "-n", namespace),
+        *("--subresource=status", "--type=merge", "-p", json.dumps(status)),
+    )
+    header, row = kubectl.ok("get", "kvqr", "-n", namespace).splitlines()
+    assert header.split() == [
+        *("NAME", "TARGET", "DTYPE", "PHASE", "STEP", "WEIGHT", "VERDICT", "AGE"),
+    ]
+    assert row.split()[:-1] == ["llama-fp8", "llama", "fp8", "Progressing", "2/4", "25", "Pass"]
+
+
+@pytest.mark.parametrize("file", manifests.FILES)
+def test_every_example_is_taken_under_strict_validation(kubectl: Kubectl, file: str) -> None:
+    spaces = {doc["metadata"].get("namespace") for doc in manifests.documents(file)} - {None}
+    for space in sorted(spaces):
+        kubectl.ok(
+            *("apply", "--server-side", "--force-conflicts", "-f-"),
+            stdin=f"apiVersion: v1\nkind: Namespace\nmetadata: {{name: {space}}}\n",
+        )
+    arguments = ("--server-side", "--validate=strict", "-f", str(manifests.EXAMPLES / file))
+    answer = kubectl("apply", *arguments)
+    for document in manifests.documents(file):
+        if document["kind"] == names.KIND:
+            # Two examples may show the same rollout with another target, which is immutable.
+            name, space = document["metadata"]["name"], document["metadata"]["namespace"]
+            kubectl("delete", "kvqr", name, "-n", space)
+    assert answer.returncode == 0, answer.stderr
+    assert "Warning" not in answer.stderr
