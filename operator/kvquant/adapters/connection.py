@@ -17,11 +17,9 @@ from kubernetes.client.exceptions import ApiException
 
 from kvquant import errors
 
-CONNECT_TIMEOUT = 5.0
-"""Seconds to wait for a TCP and TLS connection."""
-
-READ_TIMEOUT = 20.0
-"""Seconds to wait for an answer. Longer than the API server's own patience with etcd (10 s)."""
+TIMEOUTS = (5.0, 20.0)
+"""Seconds to wait for a connection, and for an answer. A thread that waits cannot be cancelled, so
+both are short; the second is longer than the API server's own patience with etcd (10 s)."""
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -74,15 +72,18 @@ class Connection:
         self,
         api_client: client.ApiClient,
         namespace: str = "default",
-        timeouts: tuple[float, float] = (CONNECT_TIMEOUT, READ_TIMEOUT),
+        timeouts: tuple[float, float] = TIMEOUTS,
     ) -> None:
         self._client = api_client
         self._timeouts = timeouts
         self.namespace = namespace
 
     @classmethod
-    def in_cluster(cls) -> Connection:
+    def in_cluster(cls, timeouts: tuple[float, float] = TIMEOUTS) -> Connection:
         """Connect with the service account of the pod that this process runs in.
+
+        Args:
+            timeouts: Seconds to wait for a connection and for an answer.
 
         Raises:
             errors.ClusterError: This is no pod, or its service account token is not mounted.
@@ -97,15 +98,21 @@ class Connection:
                 f"no in-cluster credentials ({error}): run inside a pod whose service account "
                 "token is mounted, or name a kubeconfig"
             ) from error
-        return cls(_client(settings), _pod_namespace())
+        return cls(_client(settings), _pod_namespace(), timeouts)
 
     @classmethod
-    def from_kubeconfig(cls, path: str | None = None, context: str | None = None) -> Connection:
+    def from_kubeconfig(
+        cls,
+        path: str | None = None,
+        context: str | None = None,
+        timeouts: tuple[float, float] = TIMEOUTS,
+    ) -> Connection:
         """Connect as kubectl would.
 
         Args:
             path: File to read. Default: $KUBECONFIG, else ~/.kube/config.
             context: Context in it. Default: its current context.
+            timeouts: Seconds to wait for a connection and for an answer.
 
         Raises:
             errors.ClusterError: The file or the context is missing or broken.
@@ -129,7 +136,8 @@ class Connection:
             ) from error
         if context is not None:
             active = next(entry for entry in contexts if entry["name"] == context)
-        return cls(_client(settings), active["context"].get("namespace") or "default")
+        namespace = active["context"].get("namespace") or "default"
+        return cls(_client(settings), namespace, timeouts)
 
     def close(self) -> None:
         """Close the pooled connections."""
