@@ -7,6 +7,7 @@ stay out of the way, because they drop fields that they do not know.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -202,6 +203,18 @@ class Connection:
         answer = self.request(method, path, query=query, body=body, content_type=content_type)
         raise_for(answer, subject)
         return answer.document
+
+
+def in_cluster_or_kubeconfig() -> Connection:
+    """Connect as a pod does inside a cluster, and as kubectl does anywhere else.
+
+    $KUBECONFIG, where it is set, wins over the pod's service account.
+
+    Raises:
+        errors.ClusterError: There are no usable credentials.
+    """
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
+    return Connection.in_cluster() if in_pod else Connection.from_kubeconfig()
 
 
 def raise_for(answer: Answer, subject: str) -> None:
