@@ -24,7 +24,7 @@ from kvquant.api.v1alpha1 import KVQuantRollout, Spec, Status
 Schema = dict[str, Any]
 
 FILE_NAME = f"{names.GROUP}_{names.PLURAL}.yaml"
-HEADER = "# Generated from operator/kvquant/api/v1alpha1.py by `python -m kvquant.api.crd`.\n"
+HEADER = "# Generated from the models in operator/kvquant/api by `python -m kvquant.api.crd`.\n"
 
 PRINTER_COLUMNS = (
     ("Target", "string", ".spec.targetRef.name", "Deployment that is rolled out."),
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if path.exists() and path.read_text(encoding="utf-8") == text:
             return 0
         sys.stderr.write(
-            f"{path} does not match operator/kvquant/api/v1alpha1.py: "
+            f"{path} does not match the models in operator/kvquant/api: "
             f"run `python -m kvquant.api.crd {options.directory}` and commit the result\n"
         )
         return 1

@@ -1,0 +1,224 @@
+"""The spec of a KVQuantRollout: what people ask for.
+
+Attribute docstrings become the texts of `kubectl explain`. Durations are strings such as `90s`,
+`10m` or `1h30m`; shares are whole per cents, because Kubernetes APIs avoid floats.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kvquant.api.fields import Duration, Model, Name, Percent, PositiveDuration
+
+
+class Dtype(StrEnum):
+    """KV-cache dtypes that may be asked for: short names, and what engines call them."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+    FP8 = "fp8"
+    AUTO = "auto"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FP8_E4M3 = "fp8_e4m3"
+    FP8_E5M2 = "fp8_e5m2"
+    FP8_PER_TOKEN_HEAD = "fp8_per_token_head"  # noqa: S105 - not a password
+    INT8_PER_TOKEN_HEAD = "int8_per_token_head"  # noqa: S105 - not a password
+    INT4_PER_TOKEN_HEAD = "int4_per_token_head"  # noqa: S105 - not a password
+    NVFP4 = "nvfp4"
+
+
+class TargetRef(Model):
+    """The pool that serves today."""
+
+    api_version: Literal["apps/v1"] = "apps/v1"
+    """API version of the target."""
+    kind: Literal["Deployment"] = "Deployment"
+    """Kind of the target. Only Deployments are supported."""
+    name: Name
+    """Name of the Deployment in the rollout's own namespace whose pods serve the model now."""
+
+
+class KVCache(Model):
+    """The KV cache that the canary pool gets."""
+
+    dtype: Dtype
+    """Element type of the canary's KV cache. `int8`, `int4` and `fp8` are resolved to what the
+    engine calls them (vLLM: int8_per_token_head, int4_per_token_head, fp8); the resolved name is
+    in status.resolvedDtype."""
+    head_dim: Annotated[int, Field(ge=16, le=1024)] = 128
+    """Size of one attention head of the model. The regime proof predicts from it how many more
+    tokens the quantized cache must hold; look for head_dim in the model's config.json (or
+    hidden_size / num_attention_heads)."""
+
+
+class Engine(Model):
+    """How to find the inference engine in the target's pod template."""
+
+    type: Literal["auto", "vllm"] = "auto"
+    """Engine family. `auto` recognises it from image, command and arguments."""
+    container: Annotated[str, Field(max_length=63)] | None = None
+    """Name of the engine's container, needed only when several look like an engine."""
+    fingerprint: bool = True
+    """Mark every answer of the canary with an opaque provenance value in `system_fingerprint`
+    (vLLM 0.25 or newer). Turn it off for engines that lack `--fingerprint-mode`."""
+
+
+class Router(Model):
+    """The built-in Envoy router, through whose Service the clients send their requests."""
+
+    name: Annotated[str, Field(max_length=52, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")] | None = (
+        None
+    )
+    """Name of the router's Deployment and Service. Default: the router that serves the target
+    already, else `<target>-router`."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port of the router's Service."""
+    replicas: Annotated[int, Field(ge=1, le=32)] = 2
+    """Number of router pods."""
+    request_timeout: PositiveDuration = "15m"
+    """Longest time that one request may take, streaming included."""
+    drain_timeout: Duration = "5m"
+    """Longest time that requests in flight on a pool get to finish before its pods are stopped."""
+    hash_header: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9-]+$")] | None = None
+    """Request header whose value keeps a conversation on one pod of an arm (prefix cache).
+    Default: the pod with the fewest requests in flight."""
+
+
+class Traffic(Model):
+    """How traffic is split between the pools. Name exactly one way."""
+
+    router: Router
+    """Use the built-in router. `router: {}` takes every default."""
+
+
+class Step(Model):
+    """One rung of the ladder."""
+
+    weight: Annotated[int, Field(ge=1, le=100)]
+    """Share of requests that the canary gets in this step, in per cent."""
+    soak: Duration = "15m"
+    """Shortest time that the step lasts, counted from the moment its weight was committed."""
+
+
+class SignalSettings(Model):
+    """Evidence that one signal needs and the harm that it tolerates."""
+
+    min_requests: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Requests that each arm must have finished in this step before the signal may pass.
+    Default: analysis.minRequests."""
+
+
+class PageFaults(SignalSettings):
+    """Preemptions per request: sequences thrown out of a full KV cache and computed again."""
+
+    tolerance_percent: Percent = 5
+    """Preemptions per 100 requests by which the canary may exceed the concurrent baseline."""
+
+
+class OOMRetries(SignalSettings):
+    """Engine deaths of any exit code, and the 5xx, time-outs and resets that they cause."""
+
+    tolerance_percent: Percent = 1
+    """Failed requests per 100 (5xx, time-outs, resets at the router) by which the canary may
+    exceed the concurrent baseline."""
+    max_restarts: Annotated[int, Field(ge=0, le=100)] = 0
+    """Engine restarts in one step by which the canary may exceed the concurrent baseline."""
+
+
+class P99(SignalSettings):
+    """Latency tail: share of requests slower than the concurrent baseline's own p99."""
+
+    tolerance_percent: Percent = 4
+    """Points by which the canary's share of requests beyond the baseline's p99 may exceed the
+    baseline's own share (which is about 1 %)."""
+
+
+class AnalysisSettings(Model):
+    """What must be measured before a step may advance."""
+
+    interval: PositiveDuration = "15s"
+    """Time between two looks at the evidence."""
+    min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 300
+    """Requests that each arm must have finished in this step before it may advance."""
+    page_faults: PageFaults = PageFaults()
+    """Signal pageFaults: preemptions per request, the mark of a KV cache that is too small."""
+    oom_retries: OOMRetries = OOMRetries()
+    """Signal oomRetries: engines that die, and requests that fail because of it."""
+    p99: P99 = P99()
+    """Signal p99: the latency tail, as the clients see it at the router."""
+
+
+class Promotion(Model):
+    """What happens after the last step."""
+
+    rollback_window: Duration = "1h"
+    """Time during which the old pool keeps its capacity, so that an abort is instant."""
+    old_pool: Literal["ScaleToZero", "Keep"] = "ScaleToZero"
+    """What becomes of the old pool when the rollback window closes."""
+
+
+DEFAULT_STEPS = (
+    Step(weight=10, soak="15m"),
+    Step(weight=25, soak="15m"),
+    Step(weight=50, soak="30m"),
+    Step(weight=100, soak="30m"),
+)
+
+_TARGET_RULE = {
+    "rule": "self == oldSelf",
+    "message": "targetRef cannot be changed: make a new KVQuantRollout for the other Deployment",
+}
+
+_STEPS_RULES = [
+    {
+        "rule": "self.map(step, step.weight).isSorted() && "
+        "self.all(step, self.exists_one(other, other.weight == step.weight))",
+        "message": "weights must rise strictly from step to step, such as 10, 25, 50, 100: "
+        "reorder the steps or remove the repeated weight",
+    },
+    {
+        "rule": "size(self) == 0 || self[size(self) - 1].weight == 100",
+        "message": "the last step must have weight 100: append `- weight: 100`",
+    },
+]
+
+
+class Spec(Model):
+    """What to roll out, where, and how carefully."""
+
+    target_ref: Annotated[
+        TargetRef,
+        Field(json_schema_extra={"x-kubernetes-validations": [_TARGET_RULE]}),
+    ]
+    """The pool that serves today. It cannot be changed: make a new rollout instead."""
+    kv_cache: KVCache
+    """The KV cache that the canary pool gets."""
+    traffic: Traffic
+    """How traffic is split between the pools."""
+    engine: Engine = Engine()
+    """How to find the inference engine in the target's pod template. The defaults fit vLLM."""
+    steps: Annotated[
+        tuple[Step, ...],
+        Field(
+            min_length=1,
+            max_length=16,
+            json_schema_extra={
+                "x-kubernetes-list-type": "atomic",
+                "x-kubernetes-validations": _STEPS_RULES,
+            },
+        ),
+    ] = DEFAULT_STEPS
+    """The ladder of weights, 1 to 16 steps. Weights must rise strictly, and the last must be 100.
+    Default: 10 and 25 (15m each), 50 and 100 (30m each)."""
+    analysis: AnalysisSettings = AnalysisSettings()
+    """What must be measured before a step may advance. Too little evidence never advances a step
+    and never rolls back: the step waits and says why."""
+    promotion: Promotion = Promotion()
+    """What happens after the last step."""
+    progress_deadline: PositiveDuration = "30m"
+    """Longest time that canary pods may take to become ready and verified before the rollout
+    gives up and rolls back."""

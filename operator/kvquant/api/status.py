@@ -1,0 +1,258 @@
+"""The status of a KVQuantRollout: the operator's only memory, and what people see of it.
+
+Attribute docstrings become the texts of `kubectl explain`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field
+
+from kvquant.api.fields import Model, Percent
+
+CONDITION_MESSAGE_LENGTH = 2048
+
+
+class Phase(StrEnum):
+    """Where a rollout stands. For people: programs should read the conditions."""
+
+    PENDING = "Pending"
+    PROVISIONING = "Provisioning"
+    VERIFYING = "Verifying"
+    SHADOWING = "Shadowing"  # Reserved: this version goes from Verifying straight to Progressing.
+    PROGRESSING = "Progressing"
+    PROMOTED = "Promoted"
+    ROLLING_BACK = "RollingBack"
+    ROLLED_BACK = "RolledBack"
+
+
+class Verdict(StrEnum):
+    """Outcome of an analysis. Only PASS lets a step advance; only FAIL rolls back."""
+
+    PASS = "Pass"  # noqa: S105 - not a password
+    FAIL = "Fail"
+    INCONCLUSIVE = "Inconclusive"
+    ERROR = "Error"
+
+
+class Condition(Model):
+    """A standard Kubernetes condition."""
+
+    type: Annotated[str, Field(max_length=64)]
+    """Type of the condition: Ready, Reconciling, Stalled, RegimeVerified, Held, Paused, Killed."""
+    status: Literal["True", "False", "Unknown"]
+    """True, False or Unknown."""
+    reason: Annotated[str, Field(max_length=128)]
+    """Machine-readable cause in CamelCase."""
+    message: Annotated[str, Field(max_length=CONDITION_MESSAGE_LENGTH)] = ""
+    """The cause in a sentence."""
+    observed_generation: int | None = None
+    """Generation of the spec that the condition speaks of."""
+    last_transition_time: AwareDatetime
+    """When the status last flipped."""
+
+
+class Pool(Model):
+    """One of the two pools of a rollout."""
+
+    deployment: str
+    """Name of the pool's Deployment."""
+    slot: str
+    """Router slot that the pool fills: blue or green."""
+    dtype: str
+    """KV-cache dtype as the engine calls it."""
+    replicas: int
+    """Pods that the pool has or is asked to have."""
+
+
+class SignalReport(Model):
+    """The numbers of one signal behind a verdict."""
+
+    name: str
+    """pageFaults, oomRetries or p99."""
+    verdict: Verdict
+    """Verdict of this signal alone."""
+    baseline: str | None = None
+    """The baseline's measurement, as text with its unit."""
+    canary: str | None = None
+    """The canary's measurement, as text with its unit."""
+    tolerance: str | None = None
+    """What the canary was allowed, as text with its unit."""
+    message: str = ""
+    """The verdict in a sentence."""
+
+
+class AnalysisReport(Model):
+    """The latest look at the evidence of the step."""
+
+    at: AwareDatetime
+    """When the evidence was read."""
+    verdict: Verdict
+    """Worst of the signals' verdicts."""
+    message: str
+    """The verdict in a sentence."""
+    baseline_requests: int | None = None
+    """Requests that the baseline finished in this step."""
+    canary_requests: int | None = None
+    """Requests that the canary finished in this step."""
+    baseline_p99_ms: int | None = None
+    """The baseline's 99th percentile of latency at the router in this step, in milliseconds."""
+    canary_p99_ms: int | None = None
+    """The canary's 99th percentile of latency at the router in this step, in milliseconds."""
+    load_ratio: str | None = None
+    """Requests per canary pod divided by requests per baseline pod, e.g. `0.67`."""
+    signals: Annotated[tuple[SignalReport, ...], Field(max_length=32)] = ()
+    """The signals' numbers."""
+
+
+class PodProof(Model):
+    """Regime proof of one canary pod."""
+
+    pod: str
+    """Name of the pod."""
+    container_id: str
+    """Container that was seen. A restarted container needs a new proof."""
+    verdict: Verdict
+    """Pass: the quantization is on. Fail: it is not. Inconclusive: not measured yet."""
+    dtype: str | None = None
+    """KV-cache dtype that the engine reports."""
+    capacity_tokens: int | None = None
+    """Tokens that the pod's KV cache holds, as the engine reports."""
+    factor: str | None = None
+    """Tokens per byte of KV memory, divided by the baseline's."""
+    expected_factor: str | None = None
+    """The factor that the dtype must have."""
+    message: str = ""
+    """The outcome in a sentence."""
+
+
+class DecisionKind(StrEnum):
+    """What a decision did."""
+
+    START = "Start"
+    PROVISION = "Provision"
+    VERIFY = "Verify"
+    ADVANCE = "Advance"
+    HOLD = "Hold"
+    PROMOTE = "Promote"
+    ROLL_BACK = "RollBack"
+    REFUSE = "Refuse"
+    KILL = "Kill"
+    UNKILL = "Unkill"
+    SETTLE = "Settle"
+
+
+class DecisionRecord(Model):
+    """One decision of the operator with what led to it."""
+
+    at: AwareDatetime
+    """When it was decided."""
+    kind: DecisionKind
+    """What was decided."""
+    reason: str
+    """Machine-readable cause in CamelCase; also the reason of the Event."""
+    step: int
+    """Step in effect when it was decided (0: none yet)."""
+    weight: int
+    """The canary's weight after the decision, in per cent."""
+    message: Annotated[str, Field(max_length=2048)]
+    """The decision in a sentence."""
+
+
+class Weights(Model):
+    """Committed split of the traffic, in per cent."""
+
+    baseline: Percent = 100
+    """Share of the pool that served when the rollout began."""
+    canary: Percent = 0
+    """Share of the pool with the quantized cache."""
+
+
+class HandledRequests(Model):
+    """Tokens of the one-shot requests that have been handled."""
+
+    promote: str | None = None
+    """Last handled value of the annotation kvquant.dev/promote."""
+    abort: str | None = None
+    """Last handled value of the annotation kvquant.dev/abort."""
+    retry: str | None = None
+    """Last handled value of the annotation kvquant.dev/retry."""
+
+
+class Status(Model):
+    """The operator's only memory of a rollout. Written by the operator alone."""
+
+    observed_generation: int | None = None
+    """Generation of the spec that this status speaks of."""
+    phase: Phase = Phase.PENDING
+    """Where the rollout stands."""
+    phase_started_at: AwareDatetime | None = None
+    """When the phase began."""
+    attempt: int = 0
+    """Number of the attempt; a new spec or a retry begins a new one."""
+    spec_hash: str | None = None
+    """Hash of the spec that this attempt runs."""
+    rejected_spec_hash: str | None = None
+    """Hash of a spec that was rolled back: it is not tried again until someone says retry."""
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Field(
+            max_length=16,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["type"],
+            },
+        ),
+    ] = ()
+    """Ready, Reconciling and Stalled as kstatus defines them; RegimeVerified, Held, Paused and
+    Killed are ours."""
+    engine: str | None = None
+    """Engine that was recognised in the target."""
+    resolved_dtype: str | None = None
+    """KV-cache dtype as the engine calls it."""
+    router: str | None = None
+    """Name of the router: clients send to the Service of this name."""
+    baseline: Pool | None = None
+    """The pool that served when the rollout began."""
+    canary: Pool | None = None
+    """The pool with the quantized KV cache."""
+    step: int = 0
+    """Step in effect, counted from 1; 0 before the first."""
+    next_step: int | None = None
+    """Step whose pods are being made ready, if one is."""
+    total_steps: int = 0
+    """Number of steps of the plan."""
+    step_label: str | None = None
+    """The step for people, such as 2/4."""
+    step_started_at: AwareDatetime | None = None
+    """When the weight of the step in effect was committed: soak and samples count from here."""
+    previous_step_started_at: AwareDatetime | None = None
+    """When the step before began: the last step, which leaves the baseline without traffic, is
+    compared with what the baseline did then."""
+    weights: Weights = Weights()
+    """Committed split of the traffic. Routers follow this, never the other way round."""
+    verdict: str | None = None
+    """The latest verdict or the reason to wait, in a few words."""
+    analysis: AnalysisReport | None = None
+    """The latest look at the evidence."""
+    regime_proof: Annotated[tuple[PodProof, ...], Field(max_length=64)] = ()
+    """Regime proof by canary pod."""
+    proven_capacity_tokens: int | None = None
+    """Tokens that the first proven canary pod's KV cache holds: the yardstick for pods that start
+    when the old pool is gone."""
+    decisions: Annotated[tuple[DecisionRecord, ...], Field(max_length=50)] = ()
+    """The last 50 decisions, newest last."""
+    handled: HandledRequests = HandledRequests()
+    """One-shot requests that have been handled."""
+    killed: bool = False
+    """Whether the kill switch holds: every request goes to the baseline."""
+    promoted_at: AwareDatetime | None = None
+    """When the canary pool became the serving pool."""
+    settled: bool = False
+    """Whether nothing is left to do: the rollback window is closed, or the rollback complete."""
+
+    def condition(self, type_: str) -> Condition | None:
+        """Return the condition of that type, if it was ever set."""
+        return next((c for c in self.conditions if c.type == type_), None)
