@@ -151,6 +151,32 @@ def test_apply_takes_back_fields_of_ours_that_drifted(target: Target) -> None:
     assert existing(target, "ConfigMap", "router")["data"] == {"weights": "90/10"}
 
 
+def test_apply_leaves_what_somebody_else_has_taken_over_since(target: Target) -> None:
+    target.cluster.apply(configmap(target, data={"weights": "90/10", "shared": "ours"}))
+    target.edit_as_other("ConfigMap", "router", {"data": {"shared": "theirs"}})
+    target.cluster.apply(configmap(target, data={"weights": "90/10"}))
+    found = existing(target, "ConfigMap", "router")
+    assert found["data"] == {"weights": "90/10", "shared": "theirs"}
+
+
+def test_apply_may_take_a_value_back_that_our_own_patch_has_changed(target: Target) -> None:
+    target.cluster.apply(deployment(target, "a"))
+    target.cluster.patch("Deployment", target.namespace, "llama", {"spec": {"paused": True}})
+    again = deployment(target, "a")
+    again["spec"]["paused"] = False
+    target.cluster.apply(again)
+    assert not existing(target, "Deployment", "llama")["spec"].get("paused")
+
+
+def test_a_deployments_selector_cannot_be_changed(target: Target) -> None:
+    target.cluster.apply(deployment(target, "a"))
+    changed = deployment(target, "a")
+    changed["spec"]["selector"] = {"matchLabels": {"app": "other"}}
+    changed["spec"]["template"]["metadata"]["labels"] = {"app": "other"}
+    with pytest.raises(Refused, match="selector"):
+        target.cluster.apply(changed)
+
+
 def test_apply_replaces_arguments_and_merges_containers_by_name(target: Target) -> None:
     target.cluster.apply(deployment(target, "--kv-cache-dtype", "auto"))
     target.edit_as_other(

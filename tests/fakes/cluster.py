@@ -247,6 +247,10 @@ class FakeCluster:
             obj, faults = schema.admit(obj)
             if faults:
                 raise Refused(f'{kind} "{name}" is invalid: {"; ".join(faults)}')
+        if kind == "Deployment" and live is not None:
+            selector = live.get("spec", {}).get("selector")
+            if obj.get("spec", {}).get("selector") != selector:
+                raise Refused(f'{kind} "{name}" is invalid: spec.selector: field is immutable')
         metadata = obj["metadata"]
         if live is None:
             metadata.setdefault("uid", str(uuid.UUID(int=next(self._versions))))

@@ -46,17 +46,18 @@ def apply(live: Any, before: Any, wanted: Any, field: str = "") -> Any:
     if isinstance(wanted, dict):
         live = live if isinstance(live, dict) else {}
         before = before if isinstance(before, dict) else {}
-        merged = {
-            key: copy.deepcopy(value)
-            for key, value in live.items()
-            if key in wanted or key not in before
-        }
-        # Of what is dropped, only the leaves that were ours go; others' leaves stay.
-        for key in before.keys() - wanted.keys():
-            if isinstance(before[key], dict) and isinstance(live.get(key), dict):
-                rest = apply(live[key], before[key], {})
+        merged = {}
+        for key, value in live.items():
+            if key in wanted:
+                continue
+            if isinstance(value, dict) and isinstance(before.get(key), dict):
+                # Of what is dropped, only the leaves that were ours go; others' leaves stay.
+                rest = apply(value, before[key], {})
                 if rest:
                     merged[key] = rest
+            elif key not in before or value != before[key]:
+                # A value that somebody has changed since is theirs now.
+                merged[key] = copy.deepcopy(value)
         for key, value in wanted.items():
             merged[key] = apply(live.get(key), before.get(key), value, key)
         return merged
