@@ -6,12 +6,13 @@ import base64
 import json
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from kvquant.adapters.cluster import KubernetesCluster
-from kvquant.adapters.connection import Connection
+from kvquant.adapters.connection import Connection, in_cluster_or_kubeconfig
 from kvquant.adapters.tokens import TokenReviewer
 from kvquant.errors import ClusterError, Refused, Unavailable
 from tests.apiserver.conftest import Kubectl
@@ -53,6 +54,41 @@ def test_outside_a_pod_there_are_no_in_cluster_credentials(
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ClusterError, match="service account token is mounted"):
         Connection.in_cluster()
+
+
+def test_a_pod_is_known_by_its_service_account(
+    kubeconfig: Path,
+    kubectl: Kubectl,
+    namespace: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kubectl.ok("create", "serviceaccount", "operator", "-n", namespace)
+    cluster = yaml.safe_load(kubeconfig.read_text())["clusters"][0]["cluster"]
+    authority = (
+        base64.b64decode(cluster["certificate-authority-data"])
+        if "certificate-authority-data" in cluster
+        else Path(cluster["certificate-authority"]).read_bytes()
+    )
+    (tmp_path / "ca.crt").write_bytes(authority)
+    (tmp_path / "token").write_text(kubectl.ok("create", "token", "operator", "-n", namespace))
+    server = urlsplit(cluster["server"])
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", str(server.hostname))
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    mounted = "kubernetes.config.incluster_config.SERVICE_{}_FILENAME"
+    monkeypatch.setattr(mounted.format("TOKEN"), str(tmp_path / "token"))
+    monkeypatch.setattr(mounted.format("CERT"), str(tmp_path / "ca.crt"))
+
+    me = in_cluster_or_kubeconfig().expect(
+        "POST",
+        "/apis/authentication.k8s.io/v1/selfsubjectreviews",
+        subject="myself",
+        body={"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"},
+    )
+
+    user = f"system:serviceaccount:{namespace}:operator"
+    assert me["status"]["userInfo"]["username"] == user
 
 
 def test_a_server_that_is_not_there_is_unavailable(kubeconfig: Path, tmp_path: Path) -> None:

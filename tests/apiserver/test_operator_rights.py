@@ -1,0 +1,139 @@
+"""The rights in examples/install/operator.yaml suffice for what the operator does, and no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kvquant.adapters.cluster import KubernetesCluster
+from kvquant.adapters.connection import Connection
+from kvquant.adapters.tokens import TokenReviewer
+from kvquant.api import names
+from kvquant.errors import Refused
+from tests import manifests
+from tests.apiserver.conftest import Kubectl
+
+pytestmark = pytest.mark.apiserver
+
+HOME = "kvquant-system"
+LABELS = {"app": "x"}
+POD = {
+    "metadata": {"labels": LABELS},
+    "spec": {"containers": [{"name": "engine", "image": "example.invalid/engine:1"}]},
+}
+SPECS: dict[str, dict[str, Any]] = {
+    "ConfigMap": {"data": {"a": "1"}},
+    "Deployment": {"spec": {"replicas": 0, "selector": {"matchLabels": LABELS}, "template": POD}},
+    "PodDisruptionBudget": {
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": LABELS}},
+    },
+    "Service": {"spec": {"selector": LABELS, "ports": [{"port": 80}]}},
+    "ServiceAccount": {"automountServiceAccountToken": False},
+}
+API_VERSIONS = {"Deployment": "apps/v1", "PodDisruptionBudget": "policy/v1"}
+
+
+@pytest.fixture(scope="module")
+def operator(
+    kubectl: Kubectl, kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Connection:
+    """A connection with the credentials of the installed operator and nothing else."""
+    file = manifests.EXAMPLES / "install" / "operator.yaml"
+    kubectl.ok("apply", "--server-side", "--force-conflicts", "-f", str(file))
+    token = kubectl.ok("create", "token", "kvquant-operator", "-n", HOME).strip()
+    document = yaml.safe_load(kubeconfig.read_text())
+    document["users"][0]["user"] = {"token": token}
+    path = tmp_path_factory.mktemp("operator") / "kubeconfig"
+    path.write_text(yaml.safe_dump(document))
+    return Connection.from_kubeconfig(str(path))
+
+
+@pytest.fixture
+def cluster(operator: Connection) -> KubernetesCluster:
+    return KubernetesCluster(operator, field_validation="Strict")
+
+
+def thing(kind: str, namespace: str, name: str = "x") -> dict[str, Any]:
+    return {
+        "apiVersion": API_VERSIONS.get(kind, "v1"),
+        "kind": kind,
+        "metadata": {"name": name, "namespace": namespace},
+        **SPECS[kind],
+    }
+
+
+@pytest.mark.parametrize("kind", sorted(SPECS))
+def test_the_operator_may_make_and_keep_what_a_rollout_needs(
+    cluster: KubernetesCluster, namespace: str, kind: str
+) -> None:
+    cluster.apply(thing(kind, namespace))
+    changed = thing(kind, namespace)
+    changed["metadata"]["annotations"] = {"again": "1"}
+    cluster.apply(changed)
+    found = cluster.get(kind, namespace, "x")
+    assert found is not None
+    assert found["metadata"]["annotations"]["again"] == "1"
+
+
+def test_the_operator_may_patch_deployments_and_configmaps(
+    cluster: KubernetesCluster, namespace: str
+) -> None:
+    for kind in ("Deployment", "ConfigMap"):
+        cluster.apply(thing(kind, namespace))
+        mark = {"metadata": {"labels": {names.LABEL_ROUTER: "r"}}}
+        assert cluster.patch(kind, namespace, "x", mark)["metadata"]["labels"]
+
+
+def test_the_operator_may_look_for_pods_services_and_rollouts(
+    cluster: KubernetesCluster, namespace: str
+) -> None:
+    for kind in ("Pod", "Service", names.KIND):
+        assert cluster.list(kind, namespace, {}) == []
+
+
+def test_the_operator_may_delete_a_pool_of_its_own(
+    cluster: KubernetesCluster, namespace: str
+) -> None:
+    cluster.apply(thing("Deployment", namespace))
+    cluster.delete("Deployment", namespace, "x")
+    assert cluster.get("Deployment", namespace, "x") is None
+
+
+def test_the_operator_may_write_a_rollouts_status_and_its_finalizer_but_make_none(
+    cluster: KubernetesCluster, kubectl: Kubectl, namespace: str
+) -> None:
+    (document,) = manifests.documents("fp8-minimal.yaml")
+    document["metadata"]["namespace"] = namespace
+    with pytest.raises(Refused, match="HTTP 403"):
+        cluster.apply(document)
+    kubectl.ok("create", "-f-", stdin=yaml.safe_dump(document))
+
+    finalizer = {"metadata": {"finalizers": [names.FINALIZER]}}
+    held = cluster.patch(names.KIND, namespace, "llama-fp8", finalizer)
+    written = cluster.replace_status({**held, "status": {"phase": "Pending"}})
+    cluster.patch(names.KIND, namespace, "llama-fp8", {"metadata": {"finalizers": None}})
+
+    assert written["status"] == {"phase": "Pending"}
+
+
+def test_the_operator_touches_one_secret_of_its_own_namespace_and_no_other(
+    cluster: KubernetesCluster, namespace: str
+) -> None:
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "kvquant-xds-tls", "namespace": HOME},
+        "stringData": {"a": "1"},
+    }
+    cluster.apply(secret)
+    assert cluster.get("Secret", HOME, "kvquant-xds-tls") is not None
+    for where, name in ((HOME, "another"), (namespace, "kvquant-xds-tls")):
+        with pytest.raises(Refused, match="HTTP 403"):
+            cluster.get("Secret", where, name)
+
+
+def test_the_operator_may_have_tokens_reviewed(operator: Connection) -> None:
+    assert TokenReviewer(operator).review("nonsense", "kvquant") is None
