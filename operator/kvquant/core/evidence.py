@@ -40,6 +40,7 @@ class ArmSample:
         latency: Seconds from the router's request to the last byte, completed requests only.
         preemptions: KV page faults that the engines counted.
         finished: Requests that the engines finished.
+        seconds: Length of the window that the counts are from.
     """
 
     completed: float | None = None
@@ -50,6 +51,7 @@ class ArmSample:
     latency: Histogram | None = None
     preemptions: float | None = None
     finished: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,19 @@ class ArmNeed:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceNeed:
-    """What one rollout needs to know; one call of the port takes the needs of many."""
+    """What one rollout needs to know; one call of the port takes the needs of many.
+
+    Attributes:
+        key: By which the answer is found.
+        namespace: Namespace of router and pools.
+        router: Name of the router's Deployment.
+        baseline: The pool that served when the rollout began.
+        canary: The pool with the quantized cache.
+        since: When the step in effect began: what is counted, is counted from here.
+        baseline_since: With `baseline_until`, the window in which the baseline is measured instead,
+            because it gets no requests now: the step before the last.
+        baseline_until: End of that window.
+    """
 
     key: str
     namespace: str
@@ -75,23 +89,27 @@ class EvidenceNeed:
     baseline: ArmNeed
     canary: ArmNeed
     since: datetime
+    baseline_since: datetime | None = None
+    baseline_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Both arms over the same window.
+    """Both arms over the same window, unless the need asked for an earlier one of the baseline.
 
     Attributes:
         at: Instant that the queries named.
         baseline: The pool that served when the rollout began.
         canary: The pool with the quantized cache.
         problems: What could not be read, in sentences; empty when everything was.
+        baseline_now: The baseline over the canary's window, when `baseline` is from an earlier one.
     """
 
     at: datetime
     baseline: ArmSample
     canary: ArmSample
     problems: tuple[str, ...] = ()
+    baseline_now: ArmSample | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +125,7 @@ class CacheConfig:
         memory_bytes: Bytes of the cache, when the engine was told them.
         prefix_caching: Whether prefix caching is on.
         skip_layers: Layers kept in the model's own dtype, as the engine prints them.
+        block_size: Tokens of one block: the capacity is a multiple of it.
     """
 
     pod: str
@@ -116,6 +135,7 @@ class CacheConfig:
     memory_bytes: int | None = None
     prefix_caching: bool | None = None
     skip_layers: str | None = None
+    block_size: int | None = None
 
 
 def worst(problems: Sequence[str]) -> str:
