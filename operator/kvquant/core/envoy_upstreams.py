@@ -182,7 +182,11 @@ def xds_cluster(service: WeightsService) -> Json:
                 "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
                 "sni": service.host,
                 "common_tls_context": {
-                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+                    # As a client, Envoy stops at 1.2 unless told otherwise.
+                    "tls_params": {
+                        "tls_minimum_protocol_version": "TLSv1_3",
+                        "tls_maximum_protocol_version": "TLSv1_3",
+                    },
                     "alpn_protocols": ["h2"],
                     "validation_context": {
                         "trusted_ca": {"inline_string": service.ca},
