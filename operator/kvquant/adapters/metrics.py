@@ -1,0 +1,201 @@
+"""Prometheus, or what speaks its language, behind the port `Metrics`.
+
+`prometheus-api-client` sends the queries. What it leaves to its user is done here: time-outs for
+everything, few and short retries, warnings of partial answers, and numbers instead of strings.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from prometheus_api_client.exceptions import PrometheusApiClientException
+from prometheus_api_client.prometheus_connect import PrometheusConnect
+from requests.adapters import HTTPAdapter
+from urllib3.util.retry import Retry
+
+from kvquant.core import queries
+from kvquant.core.counters import Series
+from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
+from kvquant.core.reading import Readings, cache_config
+from kvquant.errors import MetricsError
+
+DEFAULT_TIMEOUT = 10.0
+
+CONNECTIONS = 32
+"""Most connections that are kept; rollouts ask from threads of their own."""
+
+# One more try is for a connection that broke or a proxy that reloads. A slow answer is not asked
+# for again, because the next look at the evidence does that anyway. A server that says when to
+# come back is not obeyed: it would decide how long a rollback takes.
+_RETRY = Retry(
+    total=1,
+    read=False,
+    status_forcelist=(502, 503, 504),
+    backoff_factor=0.2,
+    raise_on_status=False,
+    respect_retry_after_header=False,
+)
+
+
+class PrometheusMetrics:
+    """The port `Metrics` over the HTTP API of Prometheus. Safe to share between threads."""
+
+    def __init__(
+        self,
+        url: str,
+        timeout: float = DEFAULT_TIMEOUT,
+        session: requests.Session | None = None,
+    ) -> None:
+        """Make the client; nothing is sent yet.
+
+        Args:
+            url: Where Prometheus answers, such as `http://prometheus.monitoring.svc:9090`.
+            timeout: Longest wait for a connection, and for an answer, in seconds.
+            session: Session that bears headers, credentials and trust, if they are needed.
+        """
+        url = url.rstrip("/")
+        self._timeout = timeout
+        self._where = urlsplit(url).netloc or url
+        session = session or requests.Session()
+        session.hooks["response"].append(_refuse_partial)
+        self._prometheus = PrometheusConnect(url, session=session)
+        session.mount(url, HTTPAdapter(pool_maxsize=CONNECTIONS, max_retries=_RETRY))
+
+    def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
+        """Return what is known for each need, by its key, with three queries for all of them.
+
+        Raises:
+            MetricsError: Prometheus did not answer, or answered what cannot be relied on.
+        """
+        if not needs:
+            return {}
+        window = queries.window(needs, now)
+        router = [
+            *self._range(queries.router_counters(needs), window),
+            *self._range(queries.router_latency(needs), window),
+        ]
+        engines = self._range(queries.engine_counters(needs), window)
+        try:
+            readings = Readings.of(window, router, engines)
+            return {need.key: readings.evidence(need, now) for need in needs}
+        except (KeyError, ValueError, OverflowError) as error:
+            raise self._nonsense(error) from error
+
+    def cache_configs(
+        self, namespace: str, pods: Sequence[str], now: datetime
+    ) -> Mapping[str, CacheConfig]:
+        """Return the KV-cache configuration that each pod reports; absent means not scraped.
+
+        Raises:
+            MetricsError: Prometheus did not answer, or answered what cannot be relied on.
+        """
+        if not pods:
+            return {}
+        query = queries.cache_config_times(namespace, pods)
+        answer = self._ask(
+            self._prometheus.custom_query,
+            query,
+            params={"time": f"{now.timestamp():.3f}"},
+        )
+        by_pod: dict[str, list[tuple[Series, float]]] = defaultdict(list)
+        try:
+            for entry in answer:
+                series = Series(entry["metric"], ())
+                by_pod[series.labels["pod"]].append((series, float(entry["value"][1])))
+            configs = {pod: cache_config(found) for pod, found in by_pod.items()}
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            raise self._nonsense(error) from error
+        return {pod: config for pod, config in configs.items() if config is not None}
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._prometheus.close()
+
+    def _range(self, query: str, window: queries.Window) -> list[Series]:
+        # The client rounds instants to whole seconds; what is given as parameters wins.
+        exact = {
+            "start": f"{window.start_ms / 1000:.3f}",
+            "end": f"{window.end_ms / 1000:.3f}",
+            "step": f"{window.step_ms / 1000:.3f}",
+        }
+        answer = self._ask(
+            self._prometheus.custom_query_range,
+            query,
+            start_time=datetime.fromtimestamp(window.start_ms / 1000, UTC),
+            end_time=datetime.fromtimestamp(window.end_ms / 1000, UTC),
+            step=exact["step"],
+            params=exact,
+        )
+        try:
+            return [
+                Series(
+                    dict(entry["metric"]),
+                    # Milliseconds are what Prometheus counts in; so instants can be compared.
+                    [(round(float(t) * 1000) / 1000, float(v)) for t, v in entry["values"]],
+                )
+                for entry in answer
+            ]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise self._nonsense(error) from error
+
+    def _ask(self, method: Any, query: str, **arguments: Any) -> list[Any]:
+        try:
+            answer = method(query, timeout=self._timeout, **arguments)
+        except _PartialAnswerError as error:
+            raise MetricsError(
+                f"Prometheus at {self._where} answered only in part ({error}): nothing is decided "
+                "on half of the evidence. Look at the stores behind it."
+            ) from error
+        except requests.Timeout as error:
+            raise MetricsError(
+                f"Prometheus at {self._where} did not answer within {self._timeout:g} s: look at "
+                "its load, or raise KVQUANT_PROMETHEUS_TIMEOUT."
+            ) from error
+        except PrometheusApiClientException as error:
+            raise MetricsError(
+                f"Prometheus at {self._where} refused a query: {str(error)[:300]}"
+            ) from error
+        except requests.ConnectionError as error:
+            raise MetricsError(
+                f"Prometheus at {self._where} cannot be reached ({_cause(error)}): look whether "
+                "it runs and whether KVQUANT_PROMETHEUS_URL names it."
+            ) from error
+        except (requests.RequestException, KeyError, TypeError, ValueError) as error:
+            raise self._nonsense(error) from error
+        if not isinstance(answer, list):
+            raise self._nonsense(TypeError(f"a list was expected, {type(answer).__name__} came"))
+        return answer
+
+    def _nonsense(self, error: Exception) -> MetricsError:
+        return MetricsError(
+            f"What answers at {self._where} does not speak like Prometheus ({type(error).__name__}:"
+            f" {str(error)[:200]}): look whether KVQUANT_PROMETHEUS_URL names its API."
+        )
+
+
+class _PartialAnswerError(Exception):
+    """The answer has warnings, as when a store behind a federating query layer was missing."""
+
+
+def _refuse_partial(response: requests.Response, *_: Any, **__: Any) -> None:
+    # The client drops warnings; a hook is the one place that sees them.
+    if not response.ok or b'"warnings"' not in response.content:
+        return
+    try:
+        body = response.json()
+    except ValueError:
+        return
+    warnings = body.get("warnings") if isinstance(body, dict) else None
+    if warnings:
+        raise _PartialAnswerError("; ".join(str(warning) for warning in warnings)[:300])
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost cause: the outer ones repeat addresses of objects."""
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return str(reason or error).rsplit(": ", 1)[-1][:200]
