@@ -108,7 +108,8 @@ class Engine:
         await response.prepare(request)
         await response.write(b"data: first\n\n")
         await self.release.wait()
-        await response.write(b"data: [DONE]\n\n")
+        with contextlib.suppress(ConnectionError):  # the router may have cut the stream
+            await response.write(b"data: [DONE]\n\n")
         return response
 
     async def _die(self, request: web.Request) -> web.Response:

@@ -117,6 +117,9 @@ def envoy_bootstrap(router: Bootstrap) -> Json:
         "admin": {
             "address": {"socket_address": {"address": "127.0.0.1", "port_value": router.admin_port}}
         },
+        # Counters are live; histograms show only what was merged. The default of 5 s would let them
+        # lag behind the counters by a whole scrape.
+        "stats_flush_interval": "1s",
         "stats_config": {
             "histogram_bucket_settings": [
                 {"match": {"suffix": "rq_time"}, "buckets": list(LATENCY_BOUNDS_MS)}

@@ -1,0 +1,334 @@
+"""The Kubernetes objects of a router: a frozen spec in, dicts out, in the order of applying."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+from kvquant.api import names
+from kvquant.core.envoy_bootstrap import STATS_PORT, SUM_OF_WEIGHTS, Bootstrap, envoy_bootstrap
+from kvquant.core.envoy_upstreams import Upstream, WeightsService, token_secret
+
+Object = dict[str, Any]
+
+TOKEN_AUDIENCE = "kvquant-xds"  # noqa: S105 - an audience, not a token
+"""Audience of the tokens by which routers prove to the operator who they are."""
+TOKEN_LIFETIME = timedelta(hours=1)
+CLIENT_PORT = 8000
+"""Port on which router pods listen; the Service's own port may be any, privileged ones included."""
+ANNOTATION_CONFIG = f"{names.GROUP}/config"
+"""On router pods: hash of their configuration without the weights, so that a change of weights
+never restarts a router and any other change does."""
+
+CONFIG_DIRECTORY = "/etc/kvquant"
+TOKEN_DIRECTORY = "/var/run/secrets/kvquant"  # noqa: S105 - a directory
+BOOTSTRAP_FILE, SECRET_FILE = "envoy.json", "token-secret.json"
+DRAIN_COMMAND = "/usr/local/bin/kvquant-drain"
+"""In the image: tells clients to go elsewhere and returns when no request is in flight."""
+GRACE_BEYOND_TIMEOUT = timedelta(seconds=30)
+USER = 65532
+WORKERS = 2
+"""Envoy would start one worker for each core of the node, whatever its share of them."""
+
+MATCHES_NOTHING = {names.LABEL_POOL: "none", names.LABEL_SERVING: "never"}
+"""Selector of an empty slot. No selector at all would leave the endpoints of the last one behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSpec:
+    """One router.
+
+    Attributes:
+        name: Name of the router: of its Deployment, Service, ServiceAccount and ConfigMap.
+        namespace: Namespace of the target.
+        image: Image with Envoy.
+        image_pull_policy: Pull policy.
+        port: Port of the router's Service.
+        replicas: Number of router pods.
+        selectors: Labels of the pods that each slot serves from; None for an empty slot.
+        engine_ports: Port on which each slot's engines serve.
+        weights: Committed per cents by slot; they sum to 100.
+        request_timeout: Longest time that one request may take, streaming included.
+        drain_timeout: Longest time that requests in flight get to finish.
+        hash_header: Header that keeps a conversation on one arm and pod.
+        xds_host: DNS name of the operator's weights service.
+        xds_port: Its port.
+        xds_ca: Certificate authority of the weights service, PEM.
+        annotations: Annotations of the ConfigMap: who holds the router, and whether it is free.
+        labels: More labels for every object.
+    """
+
+    name: str
+    namespace: str
+    image: str
+    image_pull_policy: str
+    port: int
+    replicas: int
+    selectors: Mapping[str, Mapping[str, str] | None]
+    engine_ports: Mapping[str, int]
+    weights: Mapping[str, int]
+    request_timeout: timedelta
+    drain_timeout: timedelta
+    hash_header: str | None
+    xds_host: str
+    xds_port: int
+    xds_ca: str
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def slot_service(router: str, slot: str) -> str:
+    """Return the name of the headless Service by which a router finds a slot's pods."""
+    return f"{router}-{slot}"
+
+
+def router_objects(spec: RouterSpec) -> list[Object]:
+    """Return the router's objects in the order in which they must be applied.
+
+    Raises:
+        ValueError: The weights are not per cents of both slots that sum to 100.
+    """
+    return [
+        _object(spec, "v1", "ServiceAccount", automountServiceAccountToken=False),
+        _config_map(spec),
+        *(_slot_service(spec, slot) for slot in names.SLOTS),
+        _service(spec),
+        _object(
+            spec,
+            "policy/v1",
+            "PodDisruptionBudget",
+            spec={
+                "maxUnavailable": 1,
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+                "selector": {"matchLabels": _selector(spec)},
+            },
+        ),
+        _object(spec, "apps/v1", "Deployment", spec=_deployment(spec)),
+    ]
+
+
+def _selector(spec: RouterSpec) -> dict[str, str]:
+    return {"app.kubernetes.io/name": "kvquant-router", names.LABEL_ROUTER: spec.name}
+
+
+def _labels(spec: RouterSpec) -> dict[str, str]:
+    return {
+        **spec.labels,
+        **_selector(spec),
+        "app.kubernetes.io/instance": spec.name,
+        "app.kubernetes.io/component": "router",
+        "app.kubernetes.io/part-of": "kvquant",
+        "app.kubernetes.io/managed-by": "kvquant",
+    }
+
+
+def _object(
+    spec: RouterSpec, api_version: str, kind: str, *, suffix: str = "", **body: Any
+) -> Object:
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": spec.name + suffix,
+            "namespace": spec.namespace,
+            "labels": _labels(spec),
+        },
+        **body,
+    }
+
+
+def _bootstrap(spec: RouterSpec) -> Object:
+    return envoy_bootstrap(
+        Bootstrap(
+            # The bare name is found by the pod's first search domain, whatever the cluster's
+            # domain is called, and costs one query.
+            slots={
+                slot: Upstream(slot_service(spec.name, slot), spec.engine_ports[slot])
+                for slot in names.SLOTS
+            },
+            weights=spec.weights,
+            port=CLIENT_PORT,
+            request_timeout=spec.request_timeout,
+            hash_header=spec.hash_header,
+            xds=WeightsService(
+                host=spec.xds_host,
+                port=spec.xds_port,
+                ca=spec.xds_ca,
+                secret_file=f"{CONFIG_DIRECTORY}/{SECRET_FILE}",
+            ),
+        )
+    )
+
+
+def _config_data(spec: RouterSpec) -> dict[str, str]:
+    return {
+        BOOTSTRAP_FILE: json.dumps(_bootstrap(spec), indent=1, sort_keys=True),
+        SECRET_FILE: json.dumps(token_secret(f"{TOKEN_DIRECTORY}/token"), indent=1),
+    }
+
+
+def _config_hash(spec: RouterSpec) -> str:
+    first, *others = names.SLOTS
+    weightless = replace(spec, weights={first: SUM_OF_WEIGHTS, **dict.fromkeys(others, 0)})
+    data = json.dumps(_config_data(weightless), sort_keys=True)
+    return hashlib.sha256(data.encode()).hexdigest()[:16]
+
+
+def _config_map(spec: RouterSpec) -> Object:
+    config = _object(spec, "v1", "ConfigMap", data=_config_data(spec))
+    if spec.annotations:
+        config["metadata"]["annotations"] = dict(spec.annotations)
+    return config
+
+
+def _slot_service(spec: RouterSpec, slot: str) -> Object:
+    port = spec.engine_ports[slot]
+    service = _object(
+        spec,
+        "v1",
+        "Service",
+        suffix=f"-{slot}",
+        spec={
+            "clusterIP": "None",
+            "publishNotReadyAddresses": False,
+            "selector": dict(spec.selectors.get(slot) or MATCHES_NOTHING),
+            "ports": [{"name": "http", "port": port, "targetPort": port, "protocol": "TCP"}],
+        },
+    )
+    service["metadata"]["labels"][names.LABEL_SLOT] = slot
+    return service
+
+
+def _service(spec: RouterSpec) -> Object:
+    ports = [{"name": "http", "port": spec.port, "targetPort": "http", "protocol": "TCP"}]
+    return _object(spec, "v1", "Service", spec={"selector": _selector(spec), "ports": ports})
+
+
+def _deployment(spec: RouterSpec) -> Object:
+    return {
+        "replicas": spec.replicas,
+        "selector": {"matchLabels": _selector(spec)},
+        # A new router must serve before an old one goes.
+        "strategy": {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+        },
+        "template": {
+            "metadata": {
+                "labels": _labels(spec),
+                "annotations": {
+                    ANNOTATION_CONFIG: _config_hash(spec),
+                    "prometheus.io/scrape": "true",
+                    "prometheus.io/port": str(STATS_PORT),
+                    "prometheus.io/path": "/stats/prometheus",
+                },
+            },
+            "spec": _pod(spec),
+        },
+    }
+
+
+def _pod(spec: RouterSpec) -> Object:
+    grace = max(spec.request_timeout, spec.drain_timeout) + GRACE_BEYOND_TIMEOUT
+    return {
+        "serviceAccountName": spec.name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        # The longest answer may finish. A router without requests in flight goes after seconds.
+        "terminationGracePeriodSeconds": int(grace.total_seconds()),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": _selector(spec)},
+            }
+        ],
+        "containers": [_container(spec)],
+        "volumes": [
+            {"name": "config", "configMap": {"name": spec.name}},
+            {
+                "name": "xds-token",
+                "projected": {
+                    "sources": [
+                        {
+                            "serviceAccountToken": {
+                                "audience": TOKEN_AUDIENCE,
+                                "expirationSeconds": int(TOKEN_LIFETIME.total_seconds()),
+                                "path": "token",
+                            }
+                        }
+                    ]
+                },
+            },
+        ],
+    }
+
+
+def _container(spec: RouterSpec) -> Object:
+    return {
+        "name": "envoy",
+        "image": spec.image,
+        "imagePullPolicy": spec.image_pull_policy,
+        "args": [
+            *("--service-node", f"$(POD_NAMESPACE)/{spec.name}/$(POD_NAME)"),
+            *("--service-cluster", spec.name),
+            *("--concurrency", str(WORKERS)),
+            *("--log-level", "warning"),
+            *(
+                "--log-format",
+                '{"time":"%Y-%m-%dT%T.%e","level":"%l","logger":"%n","message":"%j"}',
+            ),
+        ],
+        "env": [
+            {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+            for name, path in (
+                ("POD_NAME", "metadata.name"),
+                ("POD_NAMESPACE", "metadata.namespace"),
+            )
+        ],
+        "ports": [
+            {"name": "http", "containerPort": CLIENT_PORT, "protocol": "TCP"},
+            {"name": "stats", "containerPort": STATS_PORT, "protocol": "TCP"},
+        ],
+        "readinessProbe": {
+            "httpGet": {"path": "/ready", "port": "stats"},
+            "periodSeconds": 2,
+            "timeoutSeconds": 2,
+            "failureThreshold": 2,
+        },
+        # Not /ready, which says no while the router drains: that must not get it killed.
+        "livenessProbe": {
+            "tcpSocket": {"port": "stats"},
+            "initialDelaySeconds": 30,
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
+        "lifecycle": {"preStop": {"exec": {"command": [DRAIN_COMMAND]}}},
+        "resources": {
+            "requests": {"cpu": "100m", "memory": "128Mi"},
+            "limits": {"memory": "1Gi"},
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True},
+            {"name": "xds-token", "mountPath": TOKEN_DIRECTORY, "readOnly": True},
+        ],
+    }

@@ -1,0 +1,161 @@
+"""What the router's metrics say of each fate that a request can meet; the analysis rests on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import aiohttp
+import pytest
+
+from kvquant.core.envoy_bootstrap import LATENCY_BOUNDS_MS
+from tests.router.conftest import Stage
+from tests.router.harness import Engine, Envoy, eventually
+
+TIMEOUT = timedelta(seconds=1)
+
+Fate = Callable[[Envoy, Engine], Awaitable[None]]
+
+
+async def whole(envoy: Envoy, engine: Engine) -> None:
+    assert (await envoy.ask())[0] == 200
+
+
+async def engine_error(envoy: Envoy, engine: Engine) -> None:
+    assert (await envoy.ask("/status/500"))[0] == 500
+
+
+async def client_error(envoy: Envoy, engine: Engine) -> None:
+    assert (await envoy.ask("/status/400"))[0] == 400
+
+
+async def timeout_before_headers(envoy: Envoy, engine: Engine) -> None:
+    assert (await envoy.ask("/hold"))[0] == 504
+
+
+async def timeout_within_answer(envoy: Envoy, engine: Engine) -> None:
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await envoy.ask("/stream")
+
+
+async def death_before_headers(envoy: Envoy, engine: Engine) -> None:
+    assert (await envoy.ask("/die"))[0] == 503
+
+
+async def death_within_answer(envoy: Envoy, engine: Engine) -> None:
+    async with envoy.session.post(envoy.url + "/die-midway") as answer:
+        await answer.content.readline()
+        engine.release.set()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
+
+
+async def client_leaves_before_headers(envoy: Envoy, engine: Engine) -> None:
+    request = asyncio.create_task(envoy.ask("/hold"))
+    await eventually(lambda: engine.served["/hold"], 5, "the engine should see the request")
+    request.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await request
+
+
+async def client_leaves_within_answer(envoy: Envoy, engine: Engine) -> None:
+    answer = await envoy.session.post(envoy.url + "/stream")
+    await answer.content.readline()
+    answer.close()
+
+
+async def refused(envoy: Envoy, engine: Engine) -> None:
+    await engine.stop()
+    assert (await envoy.ask())[0] == 503
+
+
+FATES: list[tuple[Fate, dict[str, float]]] = [
+    (whole, {"completed": 1, "2xx": 1, "time": 1}),
+    (engine_error, {"completed": 1, "5xx": 1, "time": 1}),
+    (client_error, {"completed": 1, "4xx": 1, "time": 1}),
+    (timeout_before_headers, {"completed": 1, "5xx": 1, "timeout": 1, "cut_by_router": 1}),
+    (timeout_within_answer, {"completed": 1, "2xx": 1, "timeout": 1, "cut_by_router": 1}),
+    (death_before_headers, {"completed": 1, "5xx": 1, "cut_by_engine": 1}),
+    (death_within_answer, {"completed": 1, "2xx": 1, "cut_by_engine": 1}),
+    (client_leaves_before_headers, {"cut_by_router": 1}),
+    (client_leaves_within_answer, {"completed": 1, "2xx": 1, "cut_by_router": 1}),
+    (refused, {"completed": 1, "5xx": 1, "connect_fail": 3, "retry": 2}),
+]
+
+ARM = 'envoy_cluster_name="blue"'
+SERIES = {
+    "completed": f"envoy_cluster_upstream_rq_completed{{{ARM}}}",
+    **{
+        f"{c}xx": f'envoy_cluster_upstream_rq_xx{{envoy_response_code_class="{c}",{ARM}}}'
+        for c in (2, 4, 5)
+    },
+    "timeout": f"envoy_cluster_upstream_rq_timeout{{{ARM}}}",
+    "time": f"envoy_cluster_upstream_rq_time_count{{{ARM}}}",
+    "cut_by_engine": f"envoy_cluster_upstream_cx_destroy_remote_with_active_rq{{{ARM}}}",
+    "cut_by_router": f"envoy_cluster_upstream_cx_destroy_local_with_active_rq{{{ARM}}}",
+    "connect_fail": f"envoy_cluster_upstream_cx_connect_fail{{{ARM}}}",
+    "retry": f"envoy_cluster_upstream_rq_retry{{{ARM}}}",
+    # HTTP/1.1 engines cannot reset a stream without their connection: these two stay at zero.
+    "rx_reset": f"envoy_cluster_upstream_rq_rx_reset{{{ARM}}}",
+    "tx_reset": f"envoy_cluster_upstream_rq_tx_reset{{{ARM}}}",
+}
+
+
+async def counted(envoy: Envoy) -> dict[str, float]:
+    metrics = await envoy.metrics()
+    return {name: metrics.get(series, 0) for name, series in SERIES.items()}
+
+
+@pytest.mark.parametrize(("fate", "moved"), FATES, ids=lambda v: getattr(v, "__name__", ""))
+async def test_each_fate_moves_its_own_counters(
+    stage: Stage, fate: Fate, moved: dict[str, float]
+) -> None:
+    envoy = await stage.start(request_timeout=TIMEOUT)
+    before = await counted(envoy)
+    await fate(envoy, stage.engines["blue-0"])
+    expected = {name: before[name] + moved.get(name, 0) for name in before}
+
+    async def as_expected() -> bool:
+        assert await counted(envoy) == expected
+        return True
+
+    await eventually(as_expected, 5, f"counters should move by {moved}")
+
+
+async def test_requests_in_flight_are_counted(stage: Stage) -> None:
+    envoy = await stage.start()
+    active = f"envoy_cluster_upstream_rq_active{{{ARM}}}"
+    requests = [asyncio.create_task(envoy.ask("/hold")) for _ in range(3)]
+
+    async def three() -> bool:
+        return (await envoy.metrics())[active] == 3
+
+    await eventually(three, 5, "three requests should be in flight")
+    stage.engines["blue-0"].release.set()
+    assert [status for status, _ in await asyncio.gather(*requests)] == [200, 200, 200]
+    await eventually(lambda: _is_zero(envoy, active), 5, "none should be in flight")
+
+
+async def _is_zero(envoy: Envoy, series: str) -> bool:
+    return (await envoy.metrics())[series] == 0
+
+
+async def test_the_latency_histogram_has_the_specified_buckets(stage: Stage) -> None:
+    envoy = await stage.start()
+    await envoy.ask()
+    prefix = f"envoy_cluster_upstream_rq_time_bucket{{{ARM},le="
+
+    async def bounds() -> list[float]:
+        return [
+            float(name.removeprefix(prefix).strip('"}'))
+            for name in await envoy.metrics()
+            if name.startswith(prefix)
+        ]
+
+    assert await eventually(bounds, 5, "the histogram") == [*LATENCY_BOUNDS_MS, float("inf")]
+    assert LATENCY_BOUNDS_MS[0] == 5
+    assert LATENCY_BOUNDS_MS[-1] == 600_000
+    steps = zip(LATENCY_BOUNDS_MS, LATENCY_BOUNDS_MS[1:], strict=False)
+    assert all(upper / lower <= 1.5 for lower, upper in steps)
