@@ -35,7 +35,7 @@ WORKERS = 2
 """Envoy would start one worker for each core of the node, whatever its share of them."""
 
 MATCHES_NOTHING = {names.LABEL_POOL: "none", names.LABEL_SERVING: "never"}
-"""Selector of an empty slot. No selector at all would leave the endpoints of the last one behind."""
+"""Selector of an empty slot. No selector at all would leave the last one's endpoints behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,40 +86,40 @@ def slot_service(router: str, slot: str) -> str:
     return f"{router}-{slot}"
 
 
-def router_objects(spec: RouterSpec) -> list[Object]:
+def router_objects(router: RouterSpec) -> list[Object]:
     """Return the router's objects in the order in which they must be applied.
 
     Raises:
         ValueError: The weights are not per cents of both slots that sum to 100.
     """
     return [
-        _object(spec, "v1", "ServiceAccount", automountServiceAccountToken=False),
-        _config_map(spec),
-        *(_slot_service(spec, slot) for slot in names.SLOTS),
-        _service(spec),
+        _object(router, "v1", "ServiceAccount", automountServiceAccountToken=False),
+        _config_map(router),
+        *(_slot_service(router, slot) for slot in names.SLOTS),
+        _service(router),
         _object(
-            spec,
+            router,
             "policy/v1",
             "PodDisruptionBudget",
             spec={
                 "maxUnavailable": 1,
                 "unhealthyPodEvictionPolicy": "AlwaysAllow",
-                "selector": {"matchLabels": _selector(spec)},
+                "selector": {"matchLabels": _selector(router)},
             },
         ),
-        _object(spec, "apps/v1", "Deployment", spec=_deployment(spec)),
+        _object(router, "apps/v1", "Deployment", spec=_deployment(router)),
     ]
 
 
-def _selector(spec: RouterSpec) -> dict[str, str]:
-    return {"app.kubernetes.io/name": "kvquant-router", names.LABEL_ROUTER: spec.name}
+def _selector(router: RouterSpec) -> dict[str, str]:
+    return {"app.kubernetes.io/name": "kvquant-router", names.LABEL_ROUTER: router.name}
 
 
-def _labels(spec: RouterSpec) -> dict[str, str]:
+def _labels(router: RouterSpec) -> dict[str, str]:
     return {
-        **spec.labels,
-        **_selector(spec),
-        "app.kubernetes.io/instance": spec.name,
+        **router.labels,
+        **_selector(router),
+        "app.kubernetes.io/instance": router.name,
         "app.kubernetes.io/component": "router",
         "app.kubernetes.io/part-of": "kvquant",
         "app.kubernetes.io/managed-by": "kvquant",
@@ -127,75 +127,75 @@ def _labels(spec: RouterSpec) -> dict[str, str]:
 
 
 def _object(
-    spec: RouterSpec, api_version: str, kind: str, *, suffix: str = "", **body: Any
+    router: RouterSpec, api_version: str, kind: str, *, suffix: str = "", **body: Any
 ) -> Object:
     return {
         "apiVersion": api_version,
         "kind": kind,
         "metadata": {
-            "name": spec.name + suffix,
-            "namespace": spec.namespace,
-            "labels": _labels(spec),
+            "name": router.name + suffix,
+            "namespace": router.namespace,
+            "labels": _labels(router),
         },
         **body,
     }
 
 
-def _bootstrap(spec: RouterSpec) -> Object:
+def _bootstrap(router: RouterSpec) -> Object:
     return envoy_bootstrap(
         Bootstrap(
             # The bare name is found by the pod's first search domain, whatever the cluster's
             # domain is called, and costs one query.
             slots={
-                slot: Upstream(slot_service(spec.name, slot), spec.engine_ports[slot])
+                slot: Upstream(slot_service(router.name, slot), router.engine_ports[slot])
                 for slot in names.SLOTS
             },
-            weights=spec.weights,
+            weights=router.weights,
             port=CLIENT_PORT,
-            request_timeout=spec.request_timeout,
-            hash_header=spec.hash_header,
+            request_timeout=router.request_timeout,
+            hash_header=router.hash_header,
             xds=WeightsService(
-                host=spec.xds_host,
-                port=spec.xds_port,
-                ca=spec.xds_ca,
+                host=router.xds_host,
+                port=router.xds_port,
+                ca=router.xds_ca,
                 secret_file=f"{CONFIG_DIRECTORY}/{SECRET_FILE}",
             ),
         )
     )
 
 
-def _config_data(spec: RouterSpec) -> dict[str, str]:
+def _config_data(router: RouterSpec) -> dict[str, str]:
     return {
-        BOOTSTRAP_FILE: json.dumps(_bootstrap(spec), indent=1, sort_keys=True),
+        BOOTSTRAP_FILE: json.dumps(_bootstrap(router), indent=1, sort_keys=True),
         SECRET_FILE: json.dumps(token_secret(f"{TOKEN_DIRECTORY}/token"), indent=1),
     }
 
 
-def _config_hash(spec: RouterSpec) -> str:
+def _config_hash(router: RouterSpec) -> str:
     first, *others = names.SLOTS
-    weightless = replace(spec, weights={first: SUM_OF_WEIGHTS, **dict.fromkeys(others, 0)})
+    weightless = replace(router, weights={first: SUM_OF_WEIGHTS, **dict.fromkeys(others, 0)})
     data = json.dumps(_config_data(weightless), sort_keys=True)
     return hashlib.sha256(data.encode()).hexdigest()[:16]
 
 
-def _config_map(spec: RouterSpec) -> Object:
-    config = _object(spec, "v1", "ConfigMap", data=_config_data(spec))
-    if spec.annotations:
-        config["metadata"]["annotations"] = dict(spec.annotations)
+def _config_map(router: RouterSpec) -> Object:
+    config = _object(router, "v1", "ConfigMap", data=_config_data(router))
+    if router.annotations:
+        config["metadata"]["annotations"] = dict(router.annotations)
     return config
 
 
-def _slot_service(spec: RouterSpec, slot: str) -> Object:
-    port = spec.engine_ports[slot]
+def _slot_service(router: RouterSpec, slot: str) -> Object:
+    port = router.engine_ports[slot]
     service = _object(
-        spec,
+        router,
         "v1",
         "Service",
         suffix=f"-{slot}",
         spec={
             "clusterIP": "None",
             "publishNotReadyAddresses": False,
-            "selector": dict(spec.selectors.get(slot) or MATCHES_NOTHING),
+            "selector": dict(router.selectors.get(slot) or MATCHES_NOTHING),
             "ports": [{"name": "http", "port": port, "targetPort": port, "protocol": "TCP"}],
         },
     )
@@ -203,15 +203,15 @@ def _slot_service(spec: RouterSpec, slot: str) -> Object:
     return service
 
 
-def _service(spec: RouterSpec) -> Object:
-    ports = [{"name": "http", "port": spec.port, "targetPort": "http", "protocol": "TCP"}]
-    return _object(spec, "v1", "Service", spec={"selector": _selector(spec), "ports": ports})
+def _service(router: RouterSpec) -> Object:
+    ports = [{"name": "http", "port": router.port, "targetPort": "http", "protocol": "TCP"}]
+    return _object(router, "v1", "Service", spec={"selector": _selector(router), "ports": ports})
 
 
-def _deployment(spec: RouterSpec) -> Object:
+def _deployment(router: RouterSpec) -> Object:
     return {
-        "replicas": spec.replicas,
-        "selector": {"matchLabels": _selector(spec)},
+        "replicas": router.replicas,
+        "selector": {"matchLabels": _selector(router)},
         # A new router must serve before an old one goes.
         "strategy": {
             "type": "RollingUpdate",
@@ -219,23 +219,23 @@ def _deployment(spec: RouterSpec) -> Object:
         },
         "template": {
             "metadata": {
-                "labels": _labels(spec),
+                "labels": _labels(router),
                 "annotations": {
-                    ANNOTATION_CONFIG: _config_hash(spec),
+                    ANNOTATION_CONFIG: _config_hash(router),
                     "prometheus.io/scrape": "true",
                     "prometheus.io/port": str(STATS_PORT),
                     "prometheus.io/path": "/stats/prometheus",
                 },
             },
-            "spec": _pod(spec),
+            "spec": _pod(router),
         },
     }
 
 
-def _pod(spec: RouterSpec) -> Object:
-    grace = max(spec.request_timeout, spec.drain_timeout) + GRACE_BEYOND_TIMEOUT
+def _pod(router: RouterSpec) -> Object:
+    grace = max(router.request_timeout, router.drain_timeout) + GRACE_BEYOND_TIMEOUT
     return {
-        "serviceAccountName": spec.name,
+        "serviceAccountName": router.name,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         # The longest answer may finish. A router without requests in flight goes after seconds.
@@ -252,12 +252,12 @@ def _pod(spec: RouterSpec) -> Object:
                 "maxSkew": 1,
                 "topologyKey": "kubernetes.io/hostname",
                 "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": _selector(spec)},
+                "labelSelector": {"matchLabels": _selector(router)},
             }
         ],
-        "containers": [_container(spec)],
+        "containers": [_container(router)],
         "volumes": [
-            {"name": "config", "configMap": {"name": spec.name}},
+            {"name": "config", "configMap": {"name": router.name}},
             {
                 "name": "xds-token",
                 "projected": {
@@ -276,14 +276,14 @@ def _pod(spec: RouterSpec) -> Object:
     }
 
 
-def _container(spec: RouterSpec) -> Object:
+def _container(router: RouterSpec) -> Object:
     return {
         "name": "envoy",
-        "image": spec.image,
-        "imagePullPolicy": spec.image_pull_policy,
+        "image": router.image,
+        "imagePullPolicy": router.image_pull_policy,
         "args": [
-            *("--service-node", f"$(POD_NAMESPACE)/{spec.name}/$(POD_NAME)"),
-            *("--service-cluster", spec.name),
+            *("--service-node", f"$(POD_NAMESPACE)/{router.name}/$(POD_NAME)"),
+            *("--service-cluster", router.name),
             *("--concurrency", str(WORKERS)),
             *("--log-level", "warning"),
             *(
