@@ -58,17 +58,24 @@ def process_of(series: Sequence[Series], ages: Mapping[float, float]) -> Process
 
 
 def increase(series: Series, process: Process, since: float, until: float) -> float | None:
-    """Return by how much a counter rose in a window; None when it has no sample there.
+    """Return by how much a counter rose in a window.
 
     Args:
         series: The counter.
         process: The process that exposes it.
         since: Begin of the window in seconds since the epoch.
         until: End of the window.
+
+    Returns:
+        None when it has no sample in the window; NaN when it has, and none of them is a number
+        that a counter can have.
     """
-    points = sound(series.points, since, until)
-    if not points:
+    raw = within(series.points, since, until)
+    if not raw:
         return None
+    points = [(t, v) for t, v in raw if math.isfinite(v) and v >= 0]
+    if not points:
+        return math.nan
     first, value = points[0]
     total = value if _counts_from_zero(first, process, since, until) else 0.0
     for (before, earlier), (after, later) in pairwise(points):
@@ -77,11 +84,14 @@ def increase(series: Series, process: Process, since: float, until: float) -> fl
     return total
 
 
-def sound(points: Sequence[Point], since: float, until: float) -> list[Point]:
-    """Return the points of a window whose values a counter can have: finite, not negative."""
-    times = [t for t, _ in points]
-    window = points[bisect_left(times, since) : bisect_right(times, until)]
-    return [(t, v) for t, v in window if math.isfinite(v) and v >= 0]
+def within(points: Sequence[Point], since: float, until: float) -> Sequence[Point]:
+    """Return the points of a window, both ends included."""
+    begin = bisect_left(points, since, key=_instant)
+    return points[begin : bisect_right(points, until, key=_instant)]
+
+
+def _instant(point: Point) -> float:
+    return point[0]
 
 
 def _counts_from_zero(first: float, process: Process, since: float, until: float) -> bool:

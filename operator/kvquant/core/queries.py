@@ -74,11 +74,6 @@ class Window:
         """The last instant in seconds since the epoch."""
         return self.end_ms / 1000
 
-    def last(self, until: float) -> float:
-        """Return the last instant of the range that is not after another, in seconds."""
-        steps = (round(until * 1000) - self.start_ms) // self.step_ms
-        return min(self.end_ms, self.start_ms + max(0, steps) * self.step_ms) / 1000
-
 
 def window(needs: Iterable[EvidenceNeed], now: datetime) -> Window:
     """Return the range that holds every need's window and ends now.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 from itertools import accumulate
 
 from kvquant.core import queries
-from kvquant.core.counters import Process, Series, increase, process_of, sound
+from kvquant.core.counters import Process, Series, increase, process_of, within
 from kvquant.core.evidence import (
     ArmNeed,
     ArmSample,
@@ -67,8 +68,6 @@ class Readings:
             return Evidence(at, baseline, canary, problems)
         until = min(now, need.baseline_until.timestamp() if need.baseline_until else since)
         earlier = self._arm(need, need.baseline, routers, need.baseline_since.timestamp(), until)
-        # How much is in flight is a question about now, whatever the window of the rest.
-        earlier = replace(earlier, active=baseline.active)
         canary, earlier = _with_equal_bounds(canary, earlier)
         return Evidence(at, earlier, canary, problems, baseline_now=baseline)
 
@@ -77,11 +76,15 @@ class Readings:
     ) -> ArmSample:
         named = re.compile(queries.pods_of(arm.deployment))
         engines = [p for p in self.engines.get(need.namespace, ()) if named.fullmatch(p.name)]
+        # What nobody sees any more is no data, however much it had counted. A window that is over
+        # stays what it was.
+        lately = self.window.end if until >= self.window.end else since
         sample = ArmSample()
-        if _are_seen(routers, self.window.last(until)):
+        if _are_seen(routers, lately, until):
             sample = _at_router(arm.slot, routers, since, until)
-        if _are_seen(engines, self.window.last(until)):
-            # Engines that nobody has seen lately are no data, however much they had counted.
+            active = _in_flight(arm.slot, routers, self.window.end)
+            sample = replace(sample, active=active)
+        if _are_seen(engines, lately, until):
             sample = replace(
                 sample,
                 preemptions=_rise(engines, since, until, queries.PREEMPTIONS),
@@ -96,14 +99,16 @@ def _at_router(slot: str, routers: Sequence[Pod], since: float, until: float) ->
     def rise(name: str, **labels: str) -> float | None:
         return _rise(routers, since, until, name, **{queries.CLUSTER_LABEL: slot}, **labels)
 
-    headers = rise(queries.COMPLETED)
-    if headers is None:
+    timeouts = rise(queries.TIMEOUTS)
+    if timeouts is None:
         return ArmSample()
-    # Envoy makes the other counters when something is to be counted, so that their absence is 0.
+    # Envoy shows that one from its start; the others appear with what they first count.
+    headers, resets = rise(queries.COMPLETED) or 0.0, rise(queries.RESETS) or 0.0
     errors = rise(queries.BY_CLASS, **{queries.CLASS_LABEL: queries.SERVER_ERRORS}) or 0.0
     timed_out = rise(queries.BY_CODE, **{queries.CODE_LABEL: queries.TIMED_OUT}) or 0.0
     unavailable = rise(queries.BY_CODE, **{queries.CODE_LABEL: queries.UNAVAILABLE}) or 0.0
-    timeouts, resets = rise(queries.TIMEOUTS) or 0.0, rise(queries.RESETS) or 0.0
+    if not math.isfinite(headers + timeouts + resets + errors + timed_out + unavailable):
+        return ArmSample()
     # What was cut or timed out before its headers is among the 5xx already, and Envoy does not
     # tell how many those were. Taking as many as there can be never counts a failure twice.
     errors -= min(timed_out, timeouts) + min(unavailable, resets)
@@ -112,20 +117,20 @@ def _at_router(slot: str, routers: Sequence[Pod], since: float, until: float) ->
         errors_5xx=max(0.0, errors),
         timeouts=timeouts,
         resets=resets,
-        active=_in_flight(slot, routers, until),
         latency=_latency(slot, routers, since, until),
     )
 
 
-def _in_flight(slot: str, routers: Sequence[Pod], until: float) -> float | None:
-    latest = [
-        points[-1][1]
+def _in_flight(slot: str, routers: Sequence[Pod], now: float) -> float | None:
+    """Return the requests in flight at an instant, over the routers that were seen then."""
+    gauges = [
+        value
         for pod in routers
         for one in pod.series
         if one.name == queries.ACTIVE and one.labels.get(queries.CLUSTER_LABEL) == slot
-        if (points := sound(one.points, pod.process.seen[-1], until))
+        for _, value in within(one.points, now, now)
     ]
-    return sum(latest) if latest else None
+    return sum(gauges) if gauges and math.isfinite(sum(gauges)) else None
 
 
 def _latency(slot: str, routers: Sequence[Pod], since: float, until: float) -> Histogram | None:
@@ -143,14 +148,20 @@ def _latency(slot: str, routers: Sequence[Pod], since: float, until: float) -> H
         return None
     # Routers of two versions may have different buckets: only what all have can be added.
     bounds = sorted(set.intersection(*(set(buckets) for buckets in per_pod)))
-    counts = accumulate((sum(b[bound] for b in per_pod) for bound in bounds), max)
-    return Histogram(tuple(bounds), tuple(counts))
+    counts = [sum(buckets[bound] for buckets in per_pod) for bound in bounds]
+    if any(math.isnan(count) for count in counts):
+        return None
+    # Buckets are cumulative; a bucket that began to be shown later must not break that.
+    return Histogram(tuple(bounds), tuple(accumulate(counts, max)))
 
 
 def _rise(
     pods: Sequence[Pod], since: float, until: float, name: str, **labels: str
 ) -> float | None:
-    """Return by how much a counter rose over all pods; None when none of them has it."""
+    """Return by how much a counter rose over all pods; None when none of them has it.
+
+    NaN when one of them has no sound sample of it, because a part is not the whole.
+    """
     rises = [
         rise
         for pod in pods
@@ -163,9 +174,9 @@ def _rise(
 
 def _with_equal_bounds(one: ArmSample, other: ArmSample) -> tuple[ArmSample, ArmSample]:
     """Fill in the empty histogram of an arm that has had no request: Envoy shows none then."""
-    if one.latency is None and one.completed is not None and other.latency is not None:
+    if one.latency is None and one.completed == 0 and other.latency is not None:
         one = replace(one, latency=_empty(other.latency))
-    elif other.latency is None and other.completed is not None and one.latency is not None:
+    elif other.latency is None and other.completed == 0 and one.latency is not None:
         other = replace(other, latency=_empty(one.latency))
     return one, other
 
@@ -174,13 +185,13 @@ def _empty(like: Histogram) -> Histogram:
     return Histogram(like.bounds, (0.0,) * len(like.bounds))
 
 
-def _are_seen(pods: Sequence[Pod], at: float) -> bool:
-    return any(at in pod.process.seen for pod in pods)
+def _are_seen(pods: Sequence[Pod], since: float, until: float) -> bool:
+    return any(since <= t <= until for pod in pods for t in pod.process.seen)
 
 
 def _silence(router: str, pods: Sequence[Pod], now: float) -> tuple[str, ...]:
     """Return a problem when routers were scraped in the window and are not any more."""
-    if not pods or _are_seen(pods, now):
+    if not pods or _are_seen(pods, now, now):
         return ()
     last = datetime.fromtimestamp(max(pod.process.seen[-1] for pod in pods), UTC)
     return (

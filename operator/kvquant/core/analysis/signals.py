@@ -50,7 +50,8 @@ class _Comparison:
         canary_requests: Requests behind the canary's.
         tolerance_percent: Excess that is allowed, in points or events per 100 requests.
         wanted: Requests that each arm needs for a pass.
-        unit: Unit of a number of per cents, such as `% of requests failed`.
+        unit: Unit of the numbers, such as ` %` for shares.
+        what: What they are numbers of, such as `of requests failed`.
     """
 
     name: str
@@ -61,6 +62,7 @@ class _Comparison:
     tolerance_percent: int
     wanted: int
     unit: str
+    what: str
 
 
 def page_faults(settings: AnalysisSettings, evidence: Evidence) -> SignalReport:
@@ -91,6 +93,7 @@ def page_faults(settings: AnalysisSettings, evidence: Evidence) -> SignalReport:
             finished[1],
             settings.page_faults.tolerance_percent,
             wanted,
+            "",
             "preemptions per 100 requests",
         )
     )
@@ -141,7 +144,8 @@ def oom_retries(settings: AnalysisSettings, evidence: Evidence) -> SignalReport:
             canary.attempted,
             settings.oom_retries.tolerance_percent,
             wanted,
-            "% of requests failed (5xx, timed out or broken off)",
+            " %",
+            "of requests failed (5xx, timed out or broken off)",
         )
     )
 
@@ -183,7 +187,8 @@ def p99(settings: AnalysisSettings, evidence: Evidence) -> SignalReport:
             canary.total,
             settings.p99.tolerance_percent,
             wanted,
-            f"% of requests slower than {edge:g} s",
+            " %",
+            f"of requests took longer than {edge:g} s",
         )
     )
 
@@ -197,8 +202,9 @@ def _judge(it: _Comparison) -> SignalReport:
     tolerance = it.tolerance_percent / 100
     harm = it.canary.value - it.baseline.value
     told = (
-        f"{it.name}: canary {_percent(it.canary.value)}, baseline {_percent(it.baseline.value)} "
-        f"{it.unit}, {it.tolerance_percent} more are tolerated"
+        f"{it.name}: canary {_percent(it.canary.value)}{it.unit}, baseline "
+        f"{_percent(it.baseline.value)}{it.unit} {it.what}; {it.tolerance_percent} more are "
+        "tolerated"
     )
     few = min(it.baseline_requests, it.canary_requests) < it.wanted
     if it.canary_requests >= FEWEST and least_excess(it.canary, it.baseline) > tolerance:
@@ -219,9 +225,9 @@ def _judge(it: _Comparison) -> SignalReport:
     return SignalReport(
         name=it.name,
         verdict=verdict,
-        baseline=_measured(it.baseline, it.unit, it.baseline_requests),
-        canary=_measured(it.canary, it.unit, it.canary_requests),
-        tolerance=f"{it.tolerance_percent} more {it.unit}",
+        baseline=_measured(it, it.baseline, it.baseline_requests),
+        canary=_measured(it, it.canary, it.canary_requests),
+        tolerance=f"+{it.tolerance_percent}{' points' if it.unit else ' per 100 requests'}",
         message=told,
     )
 
@@ -253,8 +259,8 @@ def _shortage(baseline: float, canary: float, wanted: int) -> str:
     return " and ".join(short) + " so far"
 
 
-def _measured(estimate: Estimate, unit: str, requests: float) -> str:
-    return f"{_percent(estimate.value)} {unit} ({_number(requests)} requests)"
+def _measured(it: _Comparison, estimate: Estimate, requests: float) -> str:
+    return f"{_percent(estimate.value)}{it.unit} {it.what}, of {_number(requests)}"
 
 
 def _percent(value: float) -> str:
