@@ -114,9 +114,9 @@ def deaths(settings: AnalysisSettings, restarts: Restarts) -> SignalReport | Non
         canary=f"{restarts.canary} engine restarts",
         tolerance=f"{allowed} engine restarts",
         message=(
-            f"oomRetries: {_counted(restarts.canary, 'canary engine')} restarted in this step, "
-            f"{_counted(restarts.baseline, 'baseline engine')} did, and "
-            f"{settings.oom_retries.max_restarts} more are allowed (any exit code counts)."
+            f"oomRetries: engine restarts in this step: canary {restarts.canary}, baseline "
+            f"{restarts.baseline}; {settings.oom_retries.max_restarts} more are tolerated. Any "
+            "exit code counts."
         ),
     )
 
@@ -260,7 +260,7 @@ def _shortage(baseline: float, canary: float, wanted: int) -> str:
 
 
 def _measured(it: _Comparison, estimate: Estimate, requests: float) -> str:
-    return f"{_percent(estimate.value)}{it.unit} {it.what}, of {_number(requests)}"
+    return f"{_percent(estimate.value)}{it.unit or ' per 100'} of {_number(requests)} requests"
 
 
 def _percent(value: float) -> str:
@@ -269,7 +269,3 @@ def _percent(value: float) -> str:
 
 def _number(value: float) -> str:
     return f"{int(value):,}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
