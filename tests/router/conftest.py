@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -56,6 +57,13 @@ def service(identity: ServerIdentity, tokens: Tokens, weights_port: int) -> Iter
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def driven(service: XdsServer) -> XdsServer:
+    """A weights service that says what the routers' own configuration says."""
+    service.set_weights(KEY, {"blue": 100, "green": 0})
+    return service
 
 
 @dataclass
@@ -112,7 +120,7 @@ async def stage(
     token = TokenFolder(tmp_path / "secrets")
     token.write("good-token")
     secret_file = tmp_path / "token-secret.json"
-    secret_file.write_text(_json(token_secret(str(token.file))))
+    secret_file.write_text(json.dumps(token_secret(str(token.file))))
     stage = Stage(
         folder=tmp_path,
         dns=dns,
@@ -137,12 +145,3 @@ async def stage(
         engine.release.set()
         await engine.stop()
     dns.stop()
-
-
-def _json(document: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(document)
-
-
-Predicate = Callable[[], Any]

@@ -155,6 +155,7 @@ class Dns(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         if self.broken:
+            self._send(data[:2] + struct.pack(">HHHHH", 0x8182, 1, 0, 0, 0) + data[12:], addr)
             return
         labels, at = [], 12
         while data[at]:
@@ -168,8 +169,11 @@ class Dns(asyncio.DatagramProtocol):
             b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 1, 4) + socket.inet_aton(address)
             for address in addresses
         )
+        self._send(header + question + answers, addr)
+
+    def _send(self, data: bytes, addr: Any) -> None:
         assert self._transport is not None
-        self._transport.sendto(header + question + answers, addr)
+        self._transport.sendto(data, addr)
 
 
 class TokenFolder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -13,6 +14,8 @@ import pytest
 from kvquant.core.envoy_bootstrap import LATENCY_BOUNDS_MS
 from tests.router.conftest import Stage
 from tests.router.harness import Engine, Envoy, eventually
+
+pytestmark = pytest.mark.usefixtures("driven")
 
 TIMEOUT = timedelta(seconds=1)
 
@@ -157,5 +160,5 @@ async def test_the_latency_histogram_has_the_specified_buckets(stage: Stage) -> 
     assert await eventually(bounds, 5, "the histogram") == [*LATENCY_BOUNDS_MS, float("inf")]
     assert LATENCY_BOUNDS_MS[0] == 5
     assert LATENCY_BOUNDS_MS[-1] == 600_000
-    steps = zip(LATENCY_BOUNDS_MS, LATENCY_BOUNDS_MS[1:], strict=False)
+    steps = itertools.pairwise(LATENCY_BOUNDS_MS)
     assert all(upper / lower <= 1.5 for lower, upper in steps)

@@ -22,6 +22,9 @@ CONNECT_TIMEOUT = timedelta(seconds=3)
 IDLE_TIMEOUT = timedelta(seconds=3)
 """Idle connections are closed by us before the engine does it: vLLM's server closes after 5 s, and
 a request that meets the closing is lost without an answer."""
+CHOICES = 4
+"""Pods drawn by chance, of which the one with the fewest requests in flight is taken. Not all of
+them: a pod that refuses connections has the fewest, and every retry would choose it again."""
 HEALTH_PATH = "/health"
 
 _HTTP_OPTIONS = (
@@ -100,13 +103,9 @@ def slot_cluster(
     if hashed:
         policy = "ring_hash", {"@type": f"{_POLICIES}.ring_hash.v3.RingHash"}
     else:
-        # A pool has few pods and long requests: look at all of them, not at two by chance.
         policy = (
             "least_request",
-            {
-                "@type": f"{_POLICIES}.least_request.v3.LeastRequest",
-                "selection_method": "FULL_SCAN",
-            },
+            {"@type": f"{_POLICIES}.least_request.v3.LeastRequest", "choice_count": CHOICES},
         )
     return {
         "name": slot,
