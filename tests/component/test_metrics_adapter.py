@@ -185,7 +185,7 @@ def test_the_queries_name_their_instants(stub: Stub, metrics: PrometheusMetrics)
         assert path == "/api/v1/query_range"
         assert float(query["end"]) == NOW.timestamp()
         assert float(query["start"]) == SINCE.timestamp()
-        assert float(query["step"]) == 5
+        assert float(query["step"]) == 1
     metrics.cache_configs("ns", ["a"], NOW)
     path, query = stub.asked[-1]
     assert path == "/api/v1/query"

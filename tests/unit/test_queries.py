@@ -73,11 +73,6 @@ def test_the_window_ends_now_and_never_begins_before_it_was_asked_to(
     assert window.start_ms - begin.timestamp() * 1000 <= queries.MOST_POINTS + 1
 
 
-def test_a_short_window_is_not_read_finer_than_scrapes_come() -> None:
-    window = queries.window([need(NOW - timedelta(seconds=60))], NOW)
-    assert window.step_ms >= 5000
-
-
 def test_a_step_that_begins_in_the_future_is_an_empty_window() -> None:
     window = queries.window([need(NOW + timedelta(seconds=60))], NOW)
     assert window.start_ms == window.end_ms == round(NOW.timestamp() * 1000)

@@ -54,8 +54,8 @@ UNAVAILABLE = "503"
 
 MOST_POINTS = 120
 """Points of a range: enough to see restarts, few enough for a window of hours."""
-FINEST_STEP = timedelta(seconds=5)
-"""Finer than scrapes come would only repeat them."""
+FINEST_STEP = timedelta(seconds=1)
+"""Of a window's begin, as much may be lost as one step is long."""
 
 _POD_NAME_LIMIT = 58
 """Kubernetes cuts a pod's name here before it appends five random characters."""
