@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import grpc
 import pytest
@@ -148,13 +149,15 @@ def test_a_newer_stream_of_a_pod_replaces_its_older_one(
     stub = ads_pb2_grpc.AggregatedDiscoveryServiceStub(channel)
     request = discovery_pb2.DiscoveryRequest(node=base_pb2.Node(id=NODE), type_url=RUNTIME_TYPE)
     metadata = [("authorization", "Bearer good-token")]
-    blocked: list[Iterator[discovery_pb2.DiscoveryRequest]] = [_open(request) for _ in range(2)]
-    older, newer = (
-        stub.StreamAggregatedResources(requests, metadata=metadata, timeout=10)
-        for requests in blocked
-    )
-    next(older)
-    next(newer)
+
+    def connect() -> Any:
+        """Open a stream and return it once it is served."""
+        stream = stub.StreamAggregatedResources(_open(request), metadata=metadata, timeout=10)
+        next(stream)
+        return stream
+
+    older = connect()
+    newer = connect()
     with pytest.raises(StopIteration):
         next(older)
     assert driven.acknowledged(KEY).connected == 1

@@ -162,3 +162,32 @@ async def test_the_latency_histogram_has_the_specified_buckets(stage: Stage) -> 
     assert LATENCY_BOUNDS_MS[-1] == 600_000
     steps = itertools.pairwise(LATENCY_BOUNDS_MS)
     assert all(upper / lower <= 1.5 for lower, upper in steps)
+
+
+async def test_a_request_that_another_pod_answers_counts_as_answered(stage: Stage) -> None:
+    await stage.add_engine("blue", 1)
+    envoy = await stage.start()
+    await eventually(lambda: _both_answer(envoy), 5, "both pods should serve")
+    before = await eventually(lambda: _settled(envoy), 5, "the histogram should be complete")
+    await stage.engines["blue-0"].stop()
+    assert await envoy.split(40) == {"blue-1": 40}
+
+    async def whole_and_good() -> bool:
+        after = await counted(envoy)
+        moved = {name: after[name] - before[name] for name in after}
+        # One connection that fails takes every request that waits for it along.
+        assert moved["retry"] >= moved["connect_fail"] > 0
+        assert (moved["completed"], moved["2xx"], moved["time"], moved["5xx"]) == (40, 40, 40, 0)
+        return True
+
+    await eventually(whole_and_good, 5, "retried requests should count once, as answered")
+
+
+async def _settled(envoy: Envoy) -> dict[str, float] | None:
+    """Return the counters once the histogram, which lags a second behind, holds every request."""
+    counts = await counted(envoy)
+    return counts if counts["time"] == counts["completed"] else None
+
+
+async def _both_answer(envoy: Envoy) -> bool:
+    return len(await envoy.split(20)) == 2

@@ -206,10 +206,11 @@ async def test_requests_go_to_the_pod_with_the_fewest_in_flight(stage: Stage) ->
     envoy = await stage.start()
     await eventually(lambda: _all_answer(envoy, {"blue-0", "blue-1"}), 5, "both should serve")
     held = []
-    for count in range(1, 9):
+    for count in range(1, 21):
         held.append(asyncio.create_task(envoy.ask("/hold")))
         await eventually(partial(_holds, stage, count), 5, "the request should arrive")
-    assert [stage.engines[name].served["/hold"] for name in ("blue-0", "blue-1")] == [4, 4]
+    # 1 draw in 32 sees one pod only; by chance alone, 20 requests would often split 13 to 7.
+    assert abs(stage.engines["blue-0"].served["/hold"] - 10) <= 2
     for engine in stage.engines.values():
         engine.release.set()
     await asyncio.gather(*held)

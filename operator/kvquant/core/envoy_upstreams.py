@@ -22,7 +22,7 @@ CONNECT_TIMEOUT = timedelta(seconds=3)
 IDLE_TIMEOUT = timedelta(seconds=3)
 """Idle connections are closed by us before the engine does it: vLLM's server closes after 5 s, and
 a request that meets the closing is lost without an answer."""
-CHOICES = 4
+CHOICES = 6
 """Pods drawn by chance, of which the one with the fewest requests in flight is taken. Not all of
 them: a pod that refuses connections has the fewest, and every retry would choose it again."""
 HEALTH_PATH = "/health"
