@@ -1,0 +1,21 @@
+"""kvquant on the command line: `kvquant`, or `kubectl kvquant` where kubectl finds the plugin."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Run the program with the arguments of the process, and exit."""
+    from kvquant.cli.program import kvquant
+
+    called = Path(sys.argv[0]).name
+    program = "kubectl kvquant" if called.startswith("kubectl-kvquant") else "kvquant"
+    try:
+        kvquant.main(prog_name=program)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Nothing may be flushed into it at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

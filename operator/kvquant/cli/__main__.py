@@ -1,0 +1,5 @@
+"""`python -m kvquant.cli`."""
+
+from kvquant.cli import main
+
+main()

@@ -1,0 +1,296 @@
+"""What `-o json` prints: stable names, documented in docs/cli.md.
+
+The screens are drawn from the same documents, so that people and programs are told the same.
+Instants are RFC 3339 in UTC, lengths of time whole seconds, shares whole per cents. A field that is
+not known is null, never absent.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from kvquant.api import names
+from kvquant.api.fields import Model
+from kvquant.api.v1alpha1 import (
+    Condition,
+    DecisionKind,
+    DecisionRecord,
+    Phase,
+    PodProof,
+    Pool,
+    Spec,
+    Verdict,
+    Weights,
+    parse_duration,
+)
+from kvquant.cli import verbs
+from kvquant.cli.rollouts import Seen
+
+LOOKS_MISSED = 4
+"""Intervals without a look at the evidence after which the operator is reported silent."""
+
+SLACK = timedelta(seconds=30)
+"""Time that a pass may take beyond its interval: a slow Prometheus, a restart of the operator."""
+
+
+class StepState(StrEnum):
+    """How a step of the ladder stands."""
+
+    DONE = "Done"
+    CURRENT = "Current"
+    NEXT = "Next"
+    TODO = "ToDo"
+    FAILED = "Failed"
+
+
+class StepDocument(Model):
+    """One rung of the ladder."""
+
+    weight: int
+    soak_seconds: int
+    state: StepState
+
+
+class ArmDocument(Model):
+    """One of the two pools, with what was measured in the step in effect."""
+
+    pool: str
+    slot: str
+    dtype: str
+    replicas: int
+    weight: int
+    requests: int | None = None
+    p99_ms: int | None = None
+
+
+class SignalDocument(Model):
+    """One of the three signals."""
+
+    name: str
+    verdict: Verdict
+    baseline: str | None = None
+    canary: str | None = None
+    tolerance: str | None = None
+    message: str = ""
+
+
+class AnalysisDocument(Model):
+    """The latest look at the evidence."""
+
+    at: datetime
+    verdict: Verdict
+    message: str
+    load_ratio: str | None = None
+    signals: tuple[SignalDocument, ...] = ()
+
+
+class WaitingDocument(Model):
+    """Why the rollout does not move."""
+
+    reason: str
+    message: str
+    since: datetime | None = None
+    soak_left_seconds: int | None = None
+
+
+class RolloutDocument(Model):
+    """One rollout as `status -o json` prints it."""
+
+    name: str
+    namespace: str
+    created_at: datetime | None = None
+    target: str
+    dtype: str
+    resolved_dtype: str | None = None
+    router: str | None = None
+    phase: Phase
+    phase_started_at: datetime | None = None
+    attempt: int
+    paused: str | None = None
+    killed: str | None = None
+    settled: bool
+    deleting: bool
+    step: int
+    total_steps: int
+    step_started_at: datetime | None = None
+    steps: tuple[StepDocument, ...] = ()
+    weights: Weights
+    verdict: str | None = None
+    waiting: WaitingDocument | None = None
+    cause: str | None = None
+    baseline: ArmDocument | None = None
+    canary: ArmDocument | None = None
+    analysis: AnalysisDocument | None = None
+    regime_proof: tuple[PodProof, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    decisions: tuple[DecisionRecord, ...] = ()
+    warnings: tuple[str, ...] = ()
+    verbs: tuple[str, ...] = ()
+
+
+class ListDocument(Model):
+    """Several rollouts as `status -o json` without a name prints them."""
+
+    items: tuple[RolloutDocument, ...]
+
+
+def describe(seen: Seen, now: datetime) -> RolloutDocument:
+    """Return what there is to say of a rollout at an instant."""
+    status, spec = seen.status, seen.spec
+    analysis = status.analysis
+    return RolloutDocument(
+        name=seen.name,
+        namespace=seen.namespace,
+        created_at=seen.created_at,
+        target=spec.target_ref.name,
+        dtype=spec.kv_cache.dtype.value,
+        resolved_dtype=status.resolved_dtype,
+        router=status.router,
+        phase=status.phase,
+        phase_started_at=status.phase_started_at,
+        attempt=status.attempt,
+        paused=seen.asked(names.ANNOTATION_PAUSED),
+        killed=_killed(seen),
+        settled=status.settled,
+        deleting=seen.deleting,
+        step=status.step,
+        total_steps=status.total_steps or len(spec.steps),
+        step_started_at=status.step_started_at,
+        steps=_steps(seen),
+        weights=status.weights,
+        verdict=status.verdict,
+        waiting=_waiting(seen, now),
+        cause=_cause(seen),
+        baseline=_arm(
+            status.baseline,
+            status.weights.baseline,
+            analysis.baseline_requests if analysis else None,
+            analysis.baseline_p99_ms if analysis else None,
+        ),
+        canary=_arm(
+            status.canary,
+            status.weights.canary,
+            analysis.canary_requests if analysis else None,
+            analysis.canary_p99_ms if analysis else None,
+        ),
+        analysis=None
+        if analysis is None
+        else AnalysisDocument(
+            at=analysis.at,
+            verdict=analysis.verdict,
+            message=analysis.message,
+            load_ratio=analysis.load_ratio,
+            signals=tuple(SignalDocument(**s.model_dump()) for s in analysis.signals),
+        ),
+        regime_proof=status.regime_proof,
+        conditions=status.conditions,
+        decisions=status.decisions,
+        warnings=_warnings(seen, now),
+        verbs=verbs.applicable(seen),
+    )
+
+
+def _killed(seen: Seen) -> str | None:
+    """Return who pulled the kill switch, as soon as it is asked for or as long as it holds."""
+    asked = seen.asked(names.ANNOTATION_KILLED)
+    if asked is not None or not seen.status.killed:
+        return asked
+    condition = seen.status.condition("Killed")
+    return (condition.message if condition else "") or "cluster-wide kill switch"
+
+
+def _steps(seen: Seen) -> tuple[StepDocument, ...]:
+    status = seen.status
+
+    def state(number: int) -> StepState:
+        if status.phase is Phase.PROMOTED or number < status.step:
+            return StepState.DONE
+        if number == status.step:
+            back = status.phase in (Phase.ROLLING_BACK, Phase.ROLLED_BACK)
+            return StepState.FAILED if back else StepState.CURRENT
+        return StepState.NEXT if number == status.next_step else StepState.TODO
+
+    return tuple(
+        StepDocument(
+            weight=step.weight,
+            soak_seconds=int(parse_duration(step.soak).total_seconds()),
+            state=state(number),
+        )
+        for number, step in enumerate(seen.spec.steps, 1)
+    )
+
+
+def _waiting(seen: Seen, now: datetime) -> WaitingDocument | None:
+    held, left = seen.status.condition("Held"), soak_left(seen.spec, seen, now)
+    soak = None if left is None else int(left.total_seconds())
+    if held is not None and held.status == "True":
+        return WaitingDocument(
+            reason=held.reason,
+            message=held.message,
+            since=held.last_transition_time,
+            soak_left_seconds=soak,
+        )
+    if not seen.status.conditions:
+        return WaitingDocument(
+            reason="NotSeenYet",
+            message="The operator has not looked at this rollout yet: see whether it runs and "
+            "watches this namespace.",
+            since=seen.created_at,
+        )
+    return None
+
+
+def soak_left(spec: Spec, seen: Seen, now: datetime) -> timedelta | None:
+    """Return how long the step in effect still has to soak; None when no step is in effect."""
+    status = seen.status
+    if status.phase is not Phase.PROGRESSING or status.step_started_at is None:
+        return None
+    if not 1 <= status.step <= len(spec.steps):
+        return None
+    until = status.step_started_at + parse_duration(spec.steps[status.step - 1].soak)
+    return max(timedelta(0), until - now)
+
+
+def _cause(seen: Seen) -> str | None:
+    """Return why a rollout went back, while it is the last thing that happened."""
+    if seen.status.phase not in (Phase.ROLLING_BACK, Phase.ROLLED_BACK):
+        return None
+    decisions = reversed(seen.status.decisions)
+    return next((d.message for d in decisions if d.kind is DecisionKind.ROLL_BACK), None)
+
+
+def _arm(
+    pool: Pool | None, weight: int, requests: int | None, p99_ms: int | None
+) -> ArmDocument | None:
+    if pool is None:
+        return None
+    return ArmDocument(
+        pool=pool.deployment,
+        slot=pool.slot,
+        dtype=pool.dtype,
+        replicas=pool.replicas,
+        weight=weight,
+        requests=requests,
+        p99_ms=p99_ms,
+    )
+
+
+def _warnings(seen: Seen, now: datetime) -> tuple[str, ...]:
+    """Return what a person should know before believing the rest."""
+    status, found = seen.status, []
+    generation = seen.rollout.metadata.generation
+    if status.conditions and (status.observed_generation or 0) < generation:
+        found.append("The spec was changed and the operator has not taken it up yet.")
+    if seen.deleting:
+        found.append("This rollout is being deleted: traffic goes back to the baseline first.")
+    if status.phase is Phase.PROGRESSING and status.analysis is not None:
+        patience = LOOKS_MISSED * parse_duration(seen.spec.analysis.interval) + SLACK
+        silent = now - status.analysis.at
+        if silent > patience:
+            found.append(
+                f"The operator has not looked at the evidence for {int(silent.total_seconds())} s "
+                f"(it should every {seen.spec.analysis.interval}): see whether it runs. Until "
+                "then the router keeps the weights as they are."
+            )
+    return tuple(found)
