@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import struct
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -227,7 +226,6 @@ class Envoy:
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "ENVOY_UID": str(os.getuid())},
             )
 
     def stop(self) -> None:
@@ -280,12 +278,3 @@ class Envoy:
                 name, _, value = line.rpartition(" ")
                 samples[name] = float(value)
         return samples
-
-
-@contextlib.contextmanager
-def unused(*ports: int) -> Iterator[None]:
-    """Assert that nothing listens on the ports any more when the block ends."""
-    yield
-    for port in ports:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
