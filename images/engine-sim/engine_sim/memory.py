@@ -1,0 +1,45 @@
+"""The memory blow-up fault: takes real memory until the kernel kills the process."""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+STEP_BYTES = 32 << 20
+STEP_SECONDS = 0.05
+_LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_UNLIMITED = 1 << 60
+
+
+class NoLimitError(Exception):
+    """The process has no memory limit, so a blow-up would take the whole machine."""
+
+
+def limit_bytes(environment: Mapping[str, str], files: tuple[str, ...] = _LIMIT_FILES) -> int:
+    """Return how much memory may be taken.
+
+    ``KVSIM_OOM_BYTES`` sets it; else it is what the container's limit kills at, and a margin.
+
+    Raises:
+        NoLimitError: neither is set.
+    """
+    if environment.get("KVSIM_OOM_BYTES"):
+        return int(environment["KVSIM_OOM_BYTES"])
+    for name in files:
+        path = Path(name)
+        if not path.exists():
+            continue
+        text = path.read_text().strip()
+        if text.isdigit() and int(text) < _UNLIMITED:
+            return int(text) + (1 << 30)
+    msg = "oom_after needs a memory limit on the container (resources.limits.memory)"
+    raise NoLimitError(msg)
+
+
+async def blow_up(limit: int) -> None:
+    """Take memory step by step, touching every page, up to the limit; then hold it."""
+    held: list[bytes] = []
+    while len(held) * STEP_BYTES < limit:
+        held.append(os.urandom(4096) * (STEP_BYTES // 4096))
+        await asyncio.sleep(STEP_SECONDS)
+    await asyncio.Event().wait()

@@ -1,0 +1,302 @@
+"""The HTTP server: vLLM's endpoints over the simulated engine."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from . import ENGINE_VERSION, memory, protocol
+from .blocks import BlockPool
+from .driver import WAKE_SECONDS, Driver, EngineDeadError, Ticket
+from .engine import Engine
+from .exposition import Exposition, HttpStats
+from .protocol import ApiError, Call, StreamWriter
+from .scheduler import Scheduler
+from .settings import Settings
+from .stats import Stats
+
+LOG = logging.getLogger("vllm")
+DEATH_SECONDS = 0.3
+"""From the engine core's death to the end of the process, as measured on real vLLM."""
+_MAX_BODY = 64 << 20
+_REPORT_SECONDS = 10.0
+_UNCOUNTED = frozenset({"/metrics", "/health", "/ping", "/version", "/load"})
+_COUNTED = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/models"})
+
+
+class Server:
+    """One engine and its endpoints. Make it inside a running loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.stopped = asyncio.Event()
+        self._random = random.Random(settings.seed)
+        scheduler = Scheduler(BlockPool(settings.blocks, settings.block_size), settings.limits)
+        self._stats = Stats(
+            settings.max_model_len,
+            settings.time_scale,
+            prefix_caching=settings.options.enable_prefix_caching,
+        )
+        coalesce = WAKE_SECONDS * settings.time_scale
+        self._engine = Engine(scheduler, settings.cost, coalesce)
+        self._driver = Driver(
+            self._engine, self._stats, settings.faults, settings.time_scale, self._on_death
+        )
+        self._http = HttpStats()
+        self._registry = CollectorRegistry()
+        self._registry.register(Exposition(settings, scheduler, self._stats, self._http))
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def application(self) -> web.Application:
+        """Return the application with every endpoint."""
+        application = web.Application(client_max_size=_MAX_BODY, middlewares=[self._middleware])
+        application.add_routes(
+            [
+                web.post("/v1/completions", self._completions),
+                web.post("/v1/chat/completions", self._chat),
+                web.get("/v1/models", self._models),
+                web.get("/health", self._health),
+                web.get("/ping", self._health),
+                web.post("/ping", self._health),
+                web.get("/load", self._load),
+                web.get("/version", self._version),
+                web.get("/metrics", self._metrics),
+            ]
+        )
+        return application
+
+    async def drained(self) -> None:
+        """Wait until no request is in flight."""
+        await self._driver.idle.wait()
+
+    def start_reports(self) -> None:
+        """Log throughput every ten seconds, as vLLM does."""
+        self._spawn(self._report())
+
+    async def close(self) -> None:
+        """Stop what runs in the background."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @web.middleware
+    async def _middleware(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
+        began = time.monotonic()
+        try:
+            self._authorize(request)
+            response = await handler(request)
+        except ApiError as error:
+            response = web.json_response(error.body(), status=error.status)
+        except web.HTTPException as error:
+            wrong = ApiError(error.status, error.reason, error.text or error.reason)
+            response = web.json_response(wrong.body(), status=error.status, headers=error.headers)
+            response.content_type = "application/json"
+        if request.path not in _UNCOUNTED:
+            self._http.record(
+                request.path if request.path in _COUNTED else "none",
+                request.method,
+                response.status,
+                time.monotonic() - began,
+                response.content_length or 0,
+                request.content_length or 0,
+            )
+        return response
+
+    def _authorize(self, request: web.Request) -> None:
+        keys = self.settings.options.api_key
+        if not keys or not request.path.startswith("/v1"):
+            return
+        if request.headers.get("Authorization", "").removeprefix("Bearer ") not in keys:
+            raise ApiError(401, "Unauthorized", "Unauthorized")
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, chat=False)
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, chat=True)
+
+    async def _generate(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
+        try:
+            body = await request.json()
+        except ValueError as error:
+            message = f"the body is not JSON: {error}"
+            raise ApiError(400, "BadRequestError", message) from None
+        call = protocol.read(body, self.settings, chat=chat)
+        if self._random.random() < self.settings.faults.error_rate:
+            raise ApiError(500, "InternalServerError", "injected by KVSIM_FAULTS error_rate")
+        try:
+            ticket = self._driver.submit(call.sequence, every_token=call.stream)
+        except EngineDeadError:
+            raise protocol.dead() from None
+        except ValueError as error:
+            raise ApiError(400, "BadRequestError", str(error), "prompt") from None
+        self._maybe_blow_up()
+        try:
+            if call.stream:
+                return await self._stream(request, call, ticket)
+            return await self._unary(call, ticket)
+        finally:
+            # Reached too when the client left: its blocks are free at once.
+            self._driver.abort(ticket)
+
+    async def _unary(self, call: Call, ticket: Ticket) -> web.StreamResponse:
+        try:
+            await ticket.take()
+        except EngineDeadError:
+            raise protocol.dead() from None
+        return web.json_response(protocol.whole(call, self.settings.fingerprint))
+
+    async def _stream(self, request: web.Request, call: Call, ticket: Ticket) -> web.StreamResponse:
+        writer = StreamWriter(call, self.settings.fingerprint)
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-cache",
+            }
+        )
+        try:
+            await response.prepare(request)
+            finished = False
+            while not finished:
+                try:
+                    tokens, finished = await ticket.take()
+                except EngineDeadError:
+                    await response.write(writer.broken(protocol.dead()).encode())
+                    return response
+                event = writer.tokens(tokens, finished=finished)
+                await response.write((event + writer.end() if finished else event).encode())
+        except ConnectionResetError:
+            LOG.debug("client of %s left", call.request_id)
+        return response
+
+    async def _models(self, _request: web.Request) -> web.Response:
+        created = int(time.time())
+        models = [
+            {
+                "id": name,
+                "object": "model",
+                "created": created,
+                "owned_by": "vllm",
+                "root": self.settings.options.model,
+                "parent": None,
+                "max_model_len": self.settings.max_model_len,
+            }
+            for name in self.settings.models
+        ]
+        return web.json_response({"object": "list", "data": models})
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return web.Response(status=503 if self._driver.cause_of_death else 200)
+
+    async def _load(self, _request: web.Request) -> web.Response:
+        return web.json_response({"server_load": self._driver.in_flight})
+
+    async def _version(self, _request: web.Request) -> web.Response:
+        return web.json_response({"version": ENGINE_VERSION})
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    def _maybe_blow_up(self) -> None:
+        wanted = self.settings.faults.oom_after
+        if wanted is None or self._driver.accepted != max(1, wanted):
+            return
+        try:
+            limit = memory.limit_bytes(os.environ)
+        except memory.NoLimitError:
+            LOG.exception("the fault was not injected")
+            return
+        LOG.warning("taking memory up to %d bytes because of KVSIM_FAULTS oom_after", limit)
+        self._spawn(memory.blow_up(limit))
+
+    def _on_death(self, cause: str) -> None:
+        LOG.error("%s", cause)
+        LOG.error("AsyncLLM output_handler failed: EngineDeadError")
+        asyncio.get_running_loop().call_later(DEATH_SECONDS, self.stopped.set)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _report(self) -> None:
+        scheduler = self._engine.scheduler
+        prompts = answers = 0
+        while True:
+            await asyncio.sleep(_REPORT_SECONDS)
+            new_prompts = self._stats.prompt_tokens - prompts
+            new_answers = self._stats.generation_tokens - answers
+            prompts, answers = self._stats.prompt_tokens, self._stats.generation_tokens
+            if not (new_prompts or new_answers or scheduler.busy):
+                continue
+            LOG.info(
+                "Engine 000: Avg prompt throughput: %.1f tokens/s, Avg generation throughput: "
+                "%.1f tokens/s, Running: %d reqs, Waiting: %d reqs, Preemptions: %d, "
+                "GPU KV cache usage: %.1f%%",
+                new_prompts / _REPORT_SECONDS,
+                new_answers / _REPORT_SECONDS,
+                len(scheduler.running),
+                len(scheduler.waiting),
+                self._stats.preemptions,
+                100 * scheduler.pool.usage,
+            )
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM, SIGINT or the death of the engine; all of them are a normal end."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    LOG.info("loading weights, %.1f s", settings.startup_seconds)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asked.wait(), settings.startup_seconds)
+        return
+    server = Server(settings)
+    # A client that leaves has to cancel its handler, so that its request is aborted.
+    runner = web.AppRunner(
+        server.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1
+    )
+    await runner.setup()
+    options = settings.options
+    await web.TCPSite(runner, options.host, options.port, backlog=2048).start()
+    LOG.info("Starting vLLM API server 0 on http://%s:%d", options.host, options.port)
+    server.start_reports()
+    waits = [asyncio.ensure_future(event.wait()) for event in (asked, server.stopped)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    if asked.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(server.drained(), options.shutdown_timeout)
+    for wait in waits:
+        wait.cancel()
+    await server.close()
+    await runner.cleanup()
+
+
+def banner(settings: Settings) -> str:
+    """Return the start-up facts as one JSON line."""
+    return json.dumps(
+        {
+            "engine": f"vllm {ENGINE_VERSION} (simulated GPU)",
+            "kv_cache_dtype": settings.dtype.name,
+            "capacity_tokens": settings.capacity,
+            "time_scale": settings.time_scale,
+        }
+    )
