@@ -6,6 +6,7 @@ import click
 
 from kvquant import __version__
 from kvquant.cli import asking_verbs, kill_switch, reading_verbs
+from kvquant.cli.report.verb import report
 
 
 class Verbs(click.Group):
@@ -40,6 +41,7 @@ for _command in (
     asking_verbs.retry,
     kill_switch.kill,
     kill_switch.unkill,
+    report,
     reading_verbs.version,
 ):
     kvquant.add_command(_command)

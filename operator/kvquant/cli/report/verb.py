@@ -1,0 +1,119 @@
+"""The verb `report`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from kvquant.cli import rollouts
+from kvquant.cli.errors import Failure
+from kvquant.cli.report import render
+from kvquant.cli.report.history import History, by_service, by_url
+from kvquant.cli.report.measured import measure
+from kvquant.cli.session import Session, Verb, with_session
+
+
+@click.command(
+    cls=Verb,
+    epilog="""
+    {program} report llama-fp8 --prometheus-service monitoring/prometheus:9090
+    {program} report llama-fp8 -o llama.html --prometheus http://localhost:9090
+    {program} report llama-fp8 -o json | jq '.steps[].canary.p99Seconds'
+    """,
+)
+@click.argument("name")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE|json|-",
+    help="HTML file to write; `json` prints the numbers instead; `-` prints the HTML. "
+    "Default: NAME-report.html.",
+)
+@click.option(
+    "--prometheus",
+    metavar="URL",
+    envvar="KVQUANT_PROMETHEUS_URL",
+    help="Prometheus that this machine reaches. [env: KVQUANT_PROMETHEUS_URL]",
+)
+@click.option(
+    "--prometheus-service",
+    metavar="NAMESPACE/SERVICE:PORT",
+    envvar="KVQUANT_PROMETHEUS_SERVICE",
+    help="Prometheus inside the cluster, reached through the API server with the kubeconfig's "
+    "credentials. [env: KVQUANT_PROMETHEUS_SERVICE]",
+)
+@with_session
+def report(
+    session: Session,
+    name: str,
+    output: str | None,
+    prometheus: str | None,
+    prometheus_service: str | None,
+) -> None:
+    """Write one self-contained HTML file about the latest attempt.
+
+    Plots of weights, latency, page faults and failures of both arms; every decision with its
+    numbers; the regime proof; the spec. Without Prometheus it holds what the status knows, and
+    says what is missing.
+    """
+    history = _history(session, prometheus, prometheus_service)
+    seen = rollouts.find(session.cluster, session.namespace, name)
+    now = session.around.now()
+    measured = measure(seen, history, now)
+    for problem in measured.problems:
+        click.echo(f"warning: {problem}", err=True)
+    if output == "json":
+        fields = render.document(seen, measured, now).model_dump(mode="json", by_alias=True)
+        click.echo(json.dumps(fields, indent=2, ensure_ascii=False))
+        return
+    text = render.html(seen, measured, now)
+    if output == "-":
+        sys.stdout.write(text)
+        return
+    path = Path(output or f"{name}-report.html")
+    _write(path, text)
+    click.echo(f"{render.summary(seen, now)}\nReport: {path.resolve()}")
+
+
+def _history(session: Session, url: str | None, service: str | None) -> History | None:
+    """Return where to ask. What was said on the command line wins over the environment."""
+    ctx = click.get_current_context()
+    if url and service:
+        said = [
+            option
+            for option in ("prometheus", "prometheus_service")
+            if ctx.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
+        ]
+        if len(said) != 1:
+            raise click.UsageError("name one Prometheus: --prometheus or --prometheus-service")
+        url, service = (url, None) if said == ["prometheus"] else (None, service)
+    try:
+        if url:
+            return by_url(url, session.access.timeout or 60.0)
+        if service:
+            return by_service(service, session.fetch)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    return None
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file at once or not at all.
+
+    Raises:
+        Failure: It cannot be written there.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=".report-", delete=False
+        ) as file:
+            file.write(text)
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error.strerror or error}") from error
