@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -98,6 +98,8 @@ def _told(raw: dict[str, Any], moments: Sequence[Moment], canary: str) -> dict[s
     raw["metadata"]["creationTimestamp"] = BEGIN.strftime("%Y-%m-%dT%H:%M:%SZ")
     raw["status"]["decisions"] = [record(moment) for moment in moments]
     raw["status"]["canary"]["deployment"] = canary
+    last_look = max(m.at for m in moments if m.kind in ("Promote", "RollBack"))
+    raw["status"]["analysis"]["at"] = record(replace(moments[0], at=last_look))["at"]
     return raw
 
 

@@ -108,7 +108,10 @@ class Plotter:
         height = 190.0
         svg, y = self._frame(height, 100.0, " %", "canary's share of the traffic", top=FLAGS + TOP)
         time, floor = self._time, height - BOTTOM
-        corners = [(time.first, 0)]
+        # Before the decision that begins an attempt, the canary has no weight; before one that
+        # stands first because the ones before it are forgotten, it had the weight of that one.
+        begins = not decisions or decisions[0].kind is DecisionKind.START
+        corners = [(time.first, 0 if begins else decisions[0].weight)]
         for decision in sorted(decisions, key=lambda d: d.at):
             corners += [(decision.at, corners[-1][1]), (decision.at, decision.weight)]
         corners.append((time.last, corners[-1][1]))

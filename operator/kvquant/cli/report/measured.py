@@ -150,10 +150,24 @@ def attempt(seen: Seen) -> tuple[DecisionRecord, ...]:
     return decisions[starts[-1] :] if starts else decisions
 
 
+def forgotten(seen: Seen) -> str | None:
+    """Say that the status no longer holds the attempt's beginning; None while it does."""
+    decisions = seen.status.decisions
+    if not decisions or any(d.kind is DecisionKind.START for d in decisions):
+        return None
+    return (
+        f"The status keeps the last {len(decisions)} decisions, and the attempt began before the "
+        "first of them: what came earlier stands only in the cluster's Events and in the "
+        "operator's log."
+    )
+
+
 def stretch(seen: Seen, now: datetime) -> Span:
     """Return the time from the attempt's start to its end, or until now."""
     decisions = attempt(seen)
     start = decisions[0].at if decisions else seen.created_at or now
+    if forgotten(seen) and seen.status.step_started_at is not None:
+        start = min(start, seen.status.step_started_at)
     over = seen.status.settled and decisions
     return Span(start, max(start, decisions[-1].at if over else now))
 
@@ -173,6 +187,11 @@ def steps(seen: Seen, now: datetime) -> tuple[StepSpan, ...]:
             continue
         end = next((d.at for d in decisions[index + 1 :] if d.kind in leaves), whole.end)
         found.append(StepSpan(decision.step, decision.weight, Span(decision.at, end)))
+    status = seen.status
+    begun = status.step_started_at
+    if status.phase is Phase.PROGRESSING and begun is not None and not found:
+        # The decision that began this step is forgotten; the step itself is not.
+        found.append(StepSpan(status.step, status.weights.canary, Span(begun, whole.end)))
     return tuple(found)
 
 
@@ -189,11 +208,14 @@ def measure(seen: Seen, history: History | None, now: datetime) -> Measured:
     end = min(now, whole.end + margin)
     step = max(FINEST, math.ceil((end - whole.start + margin).total_seconds() / GRID_POINTS))
     shown = Span(whole.start - margin, max(end, whole.start + timedelta(seconds=step)))
+    lost = forgotten(seen)
+    known = () if lost is None else (lost,)
     bare = Measured(shown, step * GRID_PER_SLICE)
     if history is None:
         return replace(
             bare,
             problems=(
+                *known,
                 "No Prometheus was named, so there are no plots over time: add --prometheus URL or "
                 "--prometheus-service NAMESPACE/SERVICE:PORT.",
             ),
@@ -202,7 +224,8 @@ def measure(seen: Seen, history: History | None, now: datetime) -> Measured:
     status = seen.status
     if status.baseline is None or status.canary is None or status.router is None:
         return replace(
-            bare, problems=("The attempt has no pools yet, so there is nothing to measure.",)
+            bare,
+            problems=(*known, "The attempt has no pools yet, so there is nothing to measure."),
         )
     need = EvidenceNeed(
         key="report",
@@ -215,7 +238,7 @@ def measure(seen: Seen, history: History | None, now: datetime) -> Measured:
     window = _window(shown, step)
     readings, problems = _read(history, need, window)
     if readings is None:
-        return replace(bare, problems=problems)
+        return replace(bare, problems=(*known, *problems))
     edges = _edges(window)
     return replace(
         bare,
@@ -229,7 +252,7 @@ def measure(seen: Seen, history: History | None, now: datetime) -> Measured:
             )
             for one in steps(seen, now)
         ),
-        problems=problems,
+        problems=(*known, *problems),
     )
 
 
@@ -244,11 +267,6 @@ def looks(slices: Sequence[Slice]) -> list[Slice]:
             sample = _added(sample, one.sample)
         found.append(Slice(Span(part[0].span.start, last.span.end), sample))
     return found
-
-
-def running(seen: Seen) -> bool:
-    """Whether the attempt is still on its way, so that the report shows it unfinished."""
-    return seen.status.phase not in (Phase.PROMOTED, Phase.ROLLED_BACK)
 
 
 def _window(shown: Span, step: float) -> queries.Window:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -12,7 +11,8 @@ import click
 
 from kvquant.cli import rollouts
 from kvquant.cli.errors import Failure
-from kvquant.cli.report import render
+from kvquant.cli.reading_verbs import dump
+from kvquant.cli.report import document, render
 from kvquant.cli.report.history import History, by_service, by_url
 from kvquant.cli.report.measured import measure
 from kvquant.cli.session import Session, Verb, with_session
@@ -68,8 +68,7 @@ def report(
     for problem in measured.problems:
         click.echo(f"warning: {problem}", err=True)
     if output == "json":
-        fields = render.document(seen, measured, now).model_dump(mode="json", by_alias=True)
-        click.echo(json.dumps(fields, indent=2, ensure_ascii=False))
+        click.echo(dump(document.document(seen, measured, now)))
         return
     text = render.html(seen, measured, now)
     if output == "-":
@@ -77,7 +76,7 @@ def report(
         return
     path = Path(output or f"{name}-report.html")
     _write(path, text)
-    click.echo(f"{render.summary(seen, now)}\nReport: {path.resolve()}")
+    click.echo(f"{document.summary(seen, now)}\nReport: {path.resolve()}")
 
 
 def _history(session: Session, url: str | None, service: str | None) -> History | None:

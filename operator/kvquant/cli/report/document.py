@@ -1,0 +1,158 @@
+"""The report for programs, and the sentence that sums it up for people."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from kvquant import __version__
+from kvquant.api.fields import Model
+from kvquant.api.v1alpha1 import DecisionKind, Phase
+from kvquant.cli.documents import RolloutDocument, describe
+from kvquant.cli.report.measured import Measured, Slice, attempt, looks, steps, stretch
+from kvquant.cli.rollouts import Seen
+from kvquant.cli.times import length
+
+
+class ArmMeasured(Model):
+    """What an arm did in a stretch of time."""
+
+    requests: int | None = None
+    failed: int | None = None
+    page_faults: int | None = None
+    page_faults_per_100: float | None = None
+    p50_seconds: float | None = None
+    p90_seconds: float | None = None
+    p99_seconds: float | None = None
+
+
+class StepReport(Model):
+    """Both arms over the whole of a step."""
+
+    step: int
+    weight: int
+    started_at: datetime
+    ended_at: datetime
+    baseline: ArmMeasured
+    canary: ArmMeasured
+
+
+class PointReport(Model):
+    """Both arms over a look: the stretch of time that ends at an instant."""
+
+    at: datetime
+    baseline: ArmMeasured
+    canary: ArmMeasured
+
+
+class ReportDocument(Model):
+    """What `report -o json` prints."""
+
+    generated_at: datetime
+    version: str
+    summary: str
+    started_at: datetime
+    ended_at: datetime
+    source: str | None
+    problems: tuple[str, ...]
+    look_seconds: float
+    rollout: RolloutDocument
+    steps: tuple[StepReport, ...]
+    points: tuple[PointReport, ...]
+
+
+def document(seen: Seen, measured: Measured, now: datetime) -> ReportDocument:
+    """Return the report for programs."""
+    whole = stretch(seen, now)
+    canary = {one.span.end: one for one in looks(measured.canary)}
+    empty = ArmMeasured()
+    return ReportDocument(
+        generated_at=now,
+        version=__version__,
+        summary=summary(seen, now),
+        started_at=whole.start,
+        ended_at=whole.end,
+        source=measured.source,
+        problems=measured.problems,
+        look_seconds=measured.look_seconds,
+        rollout=describe(seen, now),
+        steps=tuple(
+            StepReport(
+                step=one.step.step,
+                weight=one.step.weight,
+                started_at=one.step.span.start,
+                ended_at=one.step.span.end,
+                baseline=arm(one.baseline),
+                canary=arm(one.canary),
+            )
+            for one in measured.steps
+        ),
+        points=tuple(
+            PointReport(
+                at=one.span.end,
+                baseline=arm(one),
+                canary=arm(canary[one.span.end]) if one.span.end in canary else empty,
+            )
+            for one in looks(measured.baseline)
+        ),
+    )
+
+
+def summary(seen: Seen, now: datetime) -> str:
+    """Return the outcome of the attempt in a sentence or two."""
+    status, whole = seen.status, stretch(seen, now)
+    took = length(whole.length)
+    old = status.baseline.deployment if status.baseline else seen.spec.target_ref.name
+    dtype = status.resolved_dtype or seen.spec.kv_cache.dtype.value
+    new = status.canary.deployment if status.canary else "the canary"
+    if status.phase is Phase.PROMOTED:
+        promoted = next((d for d in status.decisions if d.kind is DecisionKind.PROMOTE), None)
+        until = length((promoted.at if promoted else whole.end) - whole.start)
+        return (
+            f"{new} with its {dtype} KV cache took over from {old} after "
+            f"{counted(len(steps(seen, now)), 'step')} in {until}."
+        )
+    if status.phase in (Phase.ROLLED_BACK, Phase.ROLLING_BACK):
+        back = [d for d in attempt(seen) if d.kind is DecisionKind.ROLL_BACK]
+        reached = steps(seen, now)
+        where = (
+            f"in step {reached[-1].step} ({reached[-1].weight} % of the traffic)"
+            if reached
+            else "before the canary got any traffic"
+        )
+        after = length((back[-1].at if back else whole.end) - whole.start)
+        cause = f" {back[-1].message}" if back else ""
+        return f"The {dtype} canary was taken back {where}, {after} after its start.{cause}"
+    where = (
+        f"in step {status.step_label} with {status.weights.canary} % of the traffic on {new}"
+        if status.step
+        else f"{status.phase}; all of the traffic is on {old}"
+    )
+    verdict = f" {status.verdict}" if status.verdict else ""
+    return f"On its way to KV-cache dtype {dtype} for {took}: {where}.{verdict}"
+
+
+def arm(one: Slice) -> ArmMeasured:
+    """Return what an arm did, in the units that people read."""
+    per_100 = one.page_faults_per_100
+    return ArmMeasured(
+        requests=_whole(one.attempted),
+        failed=_whole(one.failed),
+        page_faults=_whole(one.page_faults),
+        page_faults_per_100=None if per_100 is None else round(per_100, 4),
+        p50_seconds=_rounded(one.quantile(0.5)),
+        p90_seconds=_rounded(one.quantile(0.9)),
+        p99_seconds=_rounded(one.quantile(0.99)),
+    )
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
