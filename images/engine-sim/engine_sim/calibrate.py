@@ -13,7 +13,7 @@ from .replay import outcome
 
 RECORDED = ("auto", "fp8", "int8_per_token_head")
 _HEAD = (
-    "| KV dtype | p50 e2e (s) | p99 e2e (s) | p99 TTFT (s) | output tok/s | capacity (tokens) "
+    "| KV dtype | p50 e2e (s) | p99 e2e (s) | mean TTFT (s) | output tok/s | capacity (tokens) "
     "| preemptions | finished |"
 )
 
@@ -36,16 +36,14 @@ def table(folder: Path) -> str:
 
 
 def _row(dtype: str, recorded: Outcome, simulated: Outcome) -> str:
-    def measured(theirs: float | None, ours: float | None) -> str:
-        if theirs is None or ours is None:
-            return f"not recorded / {ours:.1f}"
+    def measured(theirs: float, ours: float) -> str:
         return f"{theirs:.1f} / {ours:.1f} ({100 * (ours / theirs - 1):+.0f} %)"
 
     cells = (
         dtype,
         measured(recorded.p50, simulated.p50),
         measured(recorded.p99, simulated.p99),
-        measured(recorded.ttft_p99, simulated.ttft_p99),
+        measured(recorded.first_token, simulated.first_token),
         measured(recorded.tokens_per_second, simulated.tokens_per_second),
         f"{recorded.capacity:,} / {simulated.capacity:,}",
         f"{recorded.preemptions} / {simulated.preemptions}",

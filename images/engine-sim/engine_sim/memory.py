@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 STEP_BYTES = 32 << 20
@@ -15,16 +14,16 @@ class NoLimitError(Exception):
     """The process has no memory limit, so a blow-up would take the whole machine."""
 
 
-def limit_bytes(environment: Mapping[str, str], files: tuple[str, ...] = _LIMIT_FILES) -> int:
-    """Return how much memory may be taken.
+def limit_bytes(chosen: int | None, files: tuple[str, ...] = _LIMIT_FILES) -> int:
+    """Return how many bytes may be taken.
 
-    ``KVSIM_OOM_BYTES`` sets it; else it is what the container's limit kills at, and a margin.
+    That is what ``KVSIM_OOM_BYTES`` chose, else what the container's limit kills at, and a margin.
 
     Raises:
         NoLimitError: neither is set.
     """
-    if environment.get("KVSIM_OOM_BYTES"):
-        return int(environment["KVSIM_OOM_BYTES"])
+    if chosen is not None:
+        return chosen
     for name in files:
         path = Path(name)
         if not path.exists():
@@ -32,7 +31,7 @@ def limit_bytes(environment: Mapping[str, str], files: tuple[str, ...] = _LIMIT_
         text = path.read_text().strip()
         if text.isdigit() and int(text) < _UNLIMITED:
             return int(text) + (1 << 30)
-    msg = "oom_after needs a memory limit on the container (resources.limits.memory)"
+    msg = "oom_after needs KVSIM_OOM_BYTES or a memory limit on the container (limits.memory)"
     raise NoLimitError(msg)
 
 

@@ -26,8 +26,7 @@ class Outcome:
         finished: requests that finished before the end.
         p50: median end-to-end seconds of those.
         p99: 99th percentile of end-to-end seconds.
-        mean: mean of end-to-end seconds.
-        ttft_p99: 99th percentile of the time to first token, None where it was not recorded.
+        first_token: mean seconds to the first token, of all requests that came so far.
         tokens_per_second: output tokens of finished requests over the whole duration.
         preemptions: how often a request lost its KV blocks.
         capacity: tokens that the KV cache holds.
@@ -36,8 +35,7 @@ class Outcome:
     finished: int
     p50: float
     p99: float
-    mean: float
-    ttft_p99: float | None
+    first_token: float
     tokens_per_second: float
     preemptions: int
     capacity: int
@@ -99,7 +97,12 @@ def load(folder: Path, dtype: str) -> Recording:
         FileNotFoundError: the folder holds no recording of this dtype.
     """
     series = scrapes(folder / f"{dtype}.metrics.gz")
-    last = totals(series[-1][1])
+    begin, last = totals(series[0][1]), totals(series[-1][1])
+
+    def growth(name: str) -> float:
+        # The first scrape holds the two requests that warmed the server up.
+        return last[name] - begin[name]
+
     capacity = re.search(r'kv_cache_size_tokens="(\d+)"', series[-1][1])
     requests = folder / f"{dtype}.requests.json.gz"
     own = requests.exists()
@@ -115,8 +118,7 @@ def load(folder: Path, dtype: str) -> Recording:
         firsts = []
         latencies = _latencies(series)
         duration = series[-1][0]
-        name = "request_generation_tokens_sum"
-        tokens = last[name] - totals(series[0][1])[name]
+        tokens = growth("request_generation_tokens_sum")
     return Recording(
         dtype,
         arrivals,
@@ -128,10 +130,10 @@ def load(folder: Path, dtype: str) -> Recording:
             finished=len(latencies),
             p50=quantile(latencies, 0.5),
             p99=quantile(latencies, 0.99),
-            mean=sum(latencies) / len(latencies),
-            ttft_p99=quantile(firsts, 0.99) if firsts else None,
+            first_token=growth("time_to_first_token_seconds_sum")
+            / growth("time_to_first_token_seconds_count"),
             tokens_per_second=tokens / duration,
-            preemptions=int(last["num_preemptions_total"]),
+            preemptions=int(growth("num_preemptions_total")),
             capacity=int(capacity.group(1)) if capacity else 0,
         ),
     )

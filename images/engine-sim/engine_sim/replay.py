@@ -46,14 +46,13 @@ def outcome(sequences: list[Sequence], capacity: int, duration: float) -> Outcom
     done = [sequence for sequence in sequences if sequence.state is State.FINISHED]
     ends = [s.last_token_at for s in done if s.last_token_at is not None]
     latencies = [end - s.arrival for s, end in zip(done, ends, strict=True)]
-    firsts = [s.first_token_at - s.arrival for s in done if s.first_token_at is not None]
+    firsts = [s.first_token_at - s.arrival for s in sequences if s.first_token_at is not None]
     seconds = min(duration, max(ends))
     return Outcome(
         finished=len(done),
         p50=quantile(latencies, 0.5),
         p99=quantile(latencies, 0.99),
-        mean=sum(latencies) / len(latencies),
-        ttft_p99=quantile(firsts, 0.99),
+        first_token=sum(firsts) / len(firsts),
         tokens_per_second=sum(s.output_tokens for s in done) / seconds,
         preemptions=sum(s.preemptions for s in sequences),
         capacity=capacity,

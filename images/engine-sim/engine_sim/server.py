@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import json
 import logging
-import os
 import random
 import signal
 import time
@@ -104,8 +102,9 @@ class Server:
             response = web.json_response(error.body(), status=error.status)
         except web.HTTPException as error:
             wrong = ApiError(error.status, error.reason, error.text or error.reason)
-            response = web.json_response(wrong.body(), status=error.status, headers=error.headers)
-            response.content_type = "application/json"
+            response = web.json_response(wrong.body(), status=error.status)
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
         if request.path not in _UNCOUNTED:
             self._http.record(
                 request.path if request.path in _COUNTED else "none",
@@ -133,7 +132,7 @@ class Server:
     async def _generate(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         try:
             body = await request.json()
-        except ValueError as error:
+        except (ValueError, LookupError, RecursionError) as error:
             message = f"the body is not JSON: {error}"
             raise ApiError(400, "BadRequestError", message) from None
         call = protocol.read(body, self.settings, chat=chat)
@@ -219,7 +218,7 @@ class Server:
         if wanted is None or self._driver.accepted != max(1, wanted):
             return
         try:
-            limit = memory.limit_bytes(os.environ)
+            limit = memory.limit_bytes(self.settings.oom_bytes)
         except memory.NoLimitError:
             LOG.exception("the fault was not injected")
             return
@@ -288,15 +287,3 @@ async def serve(settings: Settings) -> None:
         wait.cancel()
     await server.close()
     await runner.cleanup()
-
-
-def banner(settings: Settings) -> str:
-    """Return the start-up facts as one JSON line."""
-    return json.dumps(
-        {
-            "engine": f"vllm {ENGINE_VERSION} (simulated GPU)",
-            "kv_cache_dtype": settings.dtype.name,
-            "capacity_tokens": settings.capacity,
-            "time_scale": settings.time_scale,
-        }
-    )

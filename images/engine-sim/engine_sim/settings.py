@@ -44,6 +44,7 @@ class Settings:
         time_scale: how much quicker than real time the engine runs.
         startup_seconds: wall seconds before it listens.
         seed: of the random choices.
+        oom_bytes: what the memory fault takes at most, None for the container's limit.
         options: the command line.
     """
 
@@ -63,6 +64,7 @@ class Settings:
     time_scale: float
     startup_seconds: float
     seed: int
+    oom_bytes: int | None
     options: argparse.Namespace
 
     @property
@@ -146,11 +148,14 @@ def resolve(options: argparse.Namespace, environment: Mapping[str, str]) -> Sett
         time_scale=_number(environment, "KVSIM_TIME_SCALE", 1.0, least=0.01),
         startup_seconds=_number(environment, "KVSIM_STARTUP_SECONDS", 0.0, least=0.0),
         seed=int(_number(environment, "KVSIM_SEED", 0.0, least=0.0)),
+        oom_bytes=int(_number(environment, "KVSIM_OOM_BYTES", 0.0, least=0.0, most=1e15)) or None,
         options=options,
     )
 
 
-def _number(environment: Mapping[str, str], name: str, default: float, least: float) -> float:
+def _number(
+    environment: Mapping[str, str], name: str, default: float, least: float, most: float = 1e6
+) -> float:
     text = environment.get(name, "")
     if not text:
         return default
@@ -158,8 +163,8 @@ def _number(environment: Mapping[str, str], name: str, default: float, least: fl
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not least <= value <= 1e6:
-        msg = f"{name}: expected a number from {least:g} to 1000000, got {text!r}"
+    if not least <= value <= most:
+        msg = f"{name}: expected a number from {least:g} to {most:.0f}, got {text!r}"
         raise StartError(msg)
     return value
 
