@@ -25,7 +25,7 @@ def wait_until(
             if answer:
                 return answer
             last = answer
-        except Exception as error:  # noqa: BLE001 - shown below when time runs out
+        except Exception as error:
             last = error
         if time.monotonic() >= deadline:
             raise AssertionError(f"{message}: not within {timeout:g} s; last seen: {last!r}")

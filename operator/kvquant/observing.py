@@ -10,6 +10,7 @@ from kvquant.api import names
 from kvquant.api.v1alpha1 import Phase, PodProof, Pool, Status, Verdict
 from kvquant.core import regime
 from kvquant.core.evidence import ArmNeed, CacheConfig, EvidenceNeed
+from kvquant.core.machine import RUNNING
 from kvquant.core.manifests import (
     Object,
     PoolIdentity,
@@ -59,7 +60,9 @@ def requests(world: World, cluster_kill: str | None, *, deleting: bool) -> Reque
 
 
 def urgent(status: Status, asked: Requests) -> bool:
-    """Tell whether something was asked that must not wait for Prometheus."""
+    """Tell whether something was asked that takes traffic away and must not wait for Prometheus."""
+    if status.settled or status.phase not in (*RUNNING, Phase.PROMOTED):
+        return False
     killed = asked.killed is not None and not status.killed
     return killed or (asked.abort is not None and asked.abort != status.handled.abort)
 
@@ -246,6 +249,12 @@ def _need(world: World) -> EvidenceNeed:
     assert status.baseline is not None and status.canary is not None  # noqa: S101
     since = status.step_started_at or status.phase_started_at
     assert since is not None and status.router is not None  # noqa: S101
+    # A step that leaves the baseline without requests is compared with the baseline of the step
+    # before. What it did longer ago says too little of the present load.
+    before = status.previous_step_started_at
+    earlier = (
+        status.phase is Phase.PROGRESSING and status.weights.canary == 100 and before is not None
+    )
     return EvidenceNeed(
         key=f"{metadata.namespace}/{metadata.name}",
         namespace=metadata.namespace,
@@ -253,4 +262,6 @@ def _need(world: World) -> EvidenceNeed:
         baseline=ArmNeed(status.baseline.slot, status.baseline.deployment),
         canary=ArmNeed(status.canary.slot, status.canary.deployment),
         since=since,
+        baseline_since=before if earlier else None,
+        baseline_until=since if earlier else None,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from kvquant.api import names
 from kvquant.api.v1alpha1 import KVQuantRollout
@@ -111,6 +111,8 @@ def pod_view(pod: Object, container: str | None) -> PodView:
     )
     state, last = engine.get("state") or {}, engine.get("lastState") or {}
     ended = state.get("terminated") or last.get("terminated") or {}
+    if _was_asked_to_end(pod, ended):
+        ended = {}
     container_id = engine.get("containerID") or ""
     return PodView(
         name=pod["metadata"]["name"],
@@ -124,6 +126,16 @@ def pod_view(pod: Object, container: str | None) -> PodView:
         death=f"{ended.get('reason', 'ended')}, exit code {ended.get('exitCode')}" if ended else "",
         trouble=_trouble(status, state),
     )
+
+
+def _was_asked_to_end(pod: Object, ended: Object) -> bool:
+    """Tell whether an engine ended because its pod was deleted, as when a node is drained."""
+    gone_at, ended_at = _instant(pod["metadata"].get("deletionTimestamp")), ended.get("finishedAt")
+    if gone_at is None or ended_at is None:
+        return False
+    # The timestamp is when the pod must be gone: the grace period after it was deleted.
+    grace = timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+    return datetime.fromisoformat(ended_at) >= gone_at - grace
 
 
 def _trouble(status: Object, state: Object) -> str:

@@ -130,6 +130,8 @@ def _pending(turn: Turn) -> None:
         canary=canary,
         total_steps=len(turn.plan.steps),
         decisions=turn.status.decisions,
+        # The step before the first one, in which the baseline has all of the traffic.
+        previous_step_started_at=turn.now,
         # What was asked before the attempt began does not speak of this attempt.
         handled=HandledRequests(
             promote=seen.requests.promote, abort=seen.requests.abort, retry=seen.requests.retry
@@ -192,7 +194,7 @@ def _progressing(turn: Turn) -> None:
     report = _analyse(turn)
     turn.set(analysis=report)
     if report.verdict is Verdict.FAIL:
-        _roll_back(turn, "AnalysisFailed", report.message)
+        _roll_back(turn, "AnalysisFailed", f"{report.message} {_ended(turn)}".strip())
         return
     if turn.status.next_step is not None:
         turn.requeue_after = WATCHFUL
@@ -238,12 +240,25 @@ def _why_not_advance(turn: Turn, verdict: Verdict, message: str) -> tuple[str, s
             f"{turn.status.router} and gets less than half of that.",
         )
     if verdict is not Verdict.PASS:
-        return "InsufficientEvidence", message
+        return "InsufficientEvidence", f"{message} {_never_enough(turn)}".strip()
     left = step.soak - turn.since_step()
     if left > timedelta(0):
         turn.requeue_after = min(turn.requeue_after, max(left, timedelta(seconds=1)))
         return "Soaking", f"{message} Soak: {int(left.total_seconds())} s left."
     return None
+
+
+def _never_enough(turn: Turn) -> str:
+    """Say so when the baseline's evidence is short and cannot grow, as its step is over."""
+    evidence, report = turn.seen.evidence, turn.status.analysis
+    if evidence is None or evidence.baseline_now is None or report is None:
+        return ""
+    if (report.baseline_requests or 0) >= turn.plan.analysis.min_requests:
+        return ""
+    return (
+        "The baseline gets no requests in this step and is measured in the step before, which is "
+        "over: ask to promote or to abort."
+    )
 
 
 def _prepare_next(turn: Turn, reason: str) -> None:
@@ -268,7 +283,9 @@ def _advance(turn: Turn, reason: str) -> None:
         Phase.PROGRESSING,
         step=step,
         next_step=None,
-        previous_step_started_at=turn.status.step_started_at,
+        previous_step_started_at=(
+            turn.status.step_started_at or turn.status.previous_step_started_at
+        ),
         step_started_at=turn.now,
         analysis=None,
     )
@@ -379,6 +396,7 @@ def _analyse(turn: Turn) -> analysis.AnalysisReport:
         ),
         analysis.Replicas(baseline=len(turn.seen.baseline_pods), canary=len(turn.seen.canary_pods)),
         turn.now,
+        turn.seen.metrics_problem,
     )
 
 
@@ -447,6 +465,17 @@ def _drained(turn: Turn, *, of_canary: bool) -> bool:
     evidence = turn.seen.evidence
     arm = evidence.canary if of_canary else evidence.baseline
     return arm.active == 0
+
+
+def _ended(turn: Turn) -> str:
+    """Name the canary's engines that ended in this step, with the reason that Kubernetes gives.
+
+    An engine that dies of a full GPU ends with exit code 0 as `Completed`, which reads like
+    success to those who look at the pod alone.
+    """
+    since = turn.status.step_started_at or turn.now
+    dead = [p for p in turn.seen.canary_pods if p.died_at is not None and p.died_at >= since]
+    return f"Ended: {worst([f'{p.name} ({p.death})' for p in dead])}." if dead else ""
 
 
 def _trouble(pods: tuple[PodView, ...]) -> str:

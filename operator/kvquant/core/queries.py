@@ -74,20 +74,28 @@ class Window:
         """The last instant in seconds since the epoch."""
         return self.end_ms / 1000
 
+    @property
+    def step(self) -> float:
+        """Seconds between two instants."""
+        return self.step_ms / 1000
+
 
 def window(needs: Iterable[EvidenceNeed], now: datetime) -> Window:
     """Return the range that holds every need's window and ends now.
 
     It begins at the earliest instant asked for, or up to one step later: requests of the step
-    before must not count in this one.
+    before must not count in this one. Only a baseline's earlier window is rounded outwards,
+    because it does not grow: what an advance rested on must be found in it again.
     """
+    needs = list(needs)
     end = round(now.timestamp() * 1000)
-    earliest = min(min(n.since, n.baseline_since or n.since) for n in needs)
-    length = max(0, end - math.ceil(earliest.timestamp() * 1000))
+    since = min(n.since for n in needs)
+    earlier = min((n.baseline_since for n in needs if n.baseline_since is not None), default=since)
+    length = max(0, end - math.ceil(min(since, earlier).timestamp() * 1000))
     finest = round(FINEST_STEP.total_seconds() * 1000)
     steps = max(1, min(MOST_POINTS, length // finest))
-    step = length // steps
-    # Whole milliseconds: both ends lie on the grid exactly, the start rounded to later.
+    # Whole milliseconds: both ends lie on the grid exactly.
+    step = -(-length // steps) if earlier < since else length // steps
     return Window(end - steps * step, end, max(1, step))
 
 

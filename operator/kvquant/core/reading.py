@@ -66,8 +66,12 @@ class Readings:
         if need.baseline_since is None:
             canary, baseline = _with_equal_bounds(canary, baseline)
             return Evidence(at, baseline, canary, problems)
-        until = min(now, need.baseline_until.timestamp() if need.baseline_until else since)
-        earlier = self._arm(need, need.baseline, routers, need.baseline_since.timestamp(), until)
+        # Rounded outwards to the grid, see `kvquant.core.queries.window`. The requests that were in
+        # flight when the window ended are the baseline's own, too.
+        step = self.window.step
+        begin = need.baseline_since.timestamp() - step
+        until = min(now, (need.baseline_until or need.since).timestamp() + step)
+        earlier = self._arm(need, need.baseline, routers, begin, until)
         canary, earlier = _with_equal_bounds(canary, earlier)
         return Evidence(at, earlier, canary, problems, baseline_now=baseline)
 
