@@ -45,7 +45,7 @@ def cache_config(settings: Settings) -> dict[str, str]:
         "hash_block_size": "None",
         "is_attention_free": "False",
         "kv_cache_dtype_skip_layers": str([str(layer) for layer in settings.skipped]),
-        "kv_cache_max_concurrency": str(round(settings.concurrency, 4)),
+        "kv_cache_max_concurrency": str(settings.concurrency),
         "kv_cache_memory_bytes": str(options.kv_cache_memory_bytes),
         "kv_cache_size_tokens": str(settings.capacity),
         "kv_offloading_backend": "native",

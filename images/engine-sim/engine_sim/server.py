@@ -74,6 +74,15 @@ class Server:
         )
         return application
 
+    def runner(self) -> web.AppRunner:
+        """Return what serves the application.
+
+        A client that leaves has to cancel its handler, so that its request is aborted.
+        """
+        return web.AppRunner(
+            self.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1
+        )
+
     async def drained(self) -> None:
         """Wait until no request is in flight."""
         await self._driver.idle.wait()
@@ -269,10 +278,7 @@ async def serve(settings: Settings) -> None:
         await asyncio.wait_for(asked.wait(), settings.startup_seconds)
         return
     server = Server(settings)
-    # A client that leaves has to cancel its handler, so that its request is aborted.
-    runner = web.AppRunner(
-        server.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1
-    )
+    runner = server.runner()
     await runner.setup()
     options = settings.options
     await web.TCPSite(runner, options.host, options.port, backlog=2048).start()

@@ -75,7 +75,7 @@ class Settings:
     @property
     def concurrency(self) -> float:
         """How many requests of the longest context fit at once."""
-        return self.capacity / self.max_model_len
+        return self.blocks / -(-self.max_model_len // self.block_size)
 
 
 def resolve(options: argparse.Namespace, environment: Mapping[str, str]) -> Settings:

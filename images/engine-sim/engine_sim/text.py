@@ -32,5 +32,5 @@ class Answer:
 
     def words(self, start: int, count: int) -> str:
         """Return the text of some tokens, one word each."""
-        offset = self._seed + start
-        return "".join(_WORDS[(offset + index * 7) % len(_WORDS)] for index in range(count))
+        numbers = range(start, start + count)
+        return "".join(_WORDS[(self._seed + number * 7) % len(_WORDS)] for number in numbers)
