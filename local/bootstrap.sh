@@ -2,7 +2,7 @@
 # Make .venv with exactly the locked dependencies. Does nothing when it is there already.
 set -eu
 cd "$(dirname "$0")/.."
-want=$(cat requirements-dev.lock pyproject.toml | sha256sum | cut -d' ' -f1)
+want=$(cat requirements-dev.lock local/bootstrap.sh | sha256sum | cut -d' ' -f1)
 [ -f ".venv/.made-of-$want" ] && exit 0
 
 python=${PYTHON:-python3}

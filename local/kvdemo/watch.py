@@ -1,0 +1,119 @@
+"""What happens to a rollout, read from its status and printed as it happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import click
+
+from kvquant.adapters.connection import Connection
+from kvquant.api import names
+from kvquant.api.v1alpha1 import DecisionRecord, KVQuantRollout, Phase, Status
+from kvquant.errors import ClusterError
+
+NAMESPACE = "inference"
+POLL = 0.5
+"""Seconds between two looks."""
+
+COLOURS = {"Promote": "green", "RollBack": "red", "Advance": "cyan", "Kill": "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What the committed status was from an instant on.
+
+    Attributes:
+        since: When it was first seen, in seconds of `time.time`.
+        rollout: Name of the rollout.
+        label: Phase and step for people.
+        weight: The canary's weight in per cent.
+    """
+
+    since: float
+    rollout: str
+    label: str
+    weight: int
+
+
+@dataclass(slots=True)
+class Watch:
+    """Follows rollouts, one after the other, and prints what is new.
+
+    Attributes:
+        stages: Every stage seen, in order.
+    """
+
+    connection: Connection
+    stages: list[Stage] = field(default_factory=list)
+    _printed: set[tuple[str, datetime, str]] = field(default_factory=set)
+    _waiting: str = ""
+
+    def until(
+        self,
+        rollout: str,
+        ended: Callable[[Status], bool],
+        timeout: float,
+        meanwhile: Callable[[Status], None] = lambda _: None,
+    ) -> Status:
+        """Follow a rollout until its status satisfies `ended`, and return that status.
+
+        Raises:
+            TimeoutError: It did not within `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            status = self._look(rollout)
+            if status is not None:
+                self._tell(rollout, status)
+                meanwhile(status)
+                if ended(status):
+                    return status
+            if time.monotonic() > deadline:
+                seen = status.verdict if status is not None else "it could not be read"
+                raise TimeoutError(f"rollout {rollout} did not end in {timeout:g} s: {seen}")
+            time.sleep(POLL)
+
+    def _look(self, rollout: str) -> Status | None:
+        path = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{names.PLURAL}/{rollout}"
+        try:
+            raw: dict[str, Any] = self.connection.expect("GET", path, subject=rollout)
+        except ClusterError:
+            return None
+        return KVQuantRollout.parse(raw).status
+
+    def _tell(self, rollout: str, status: Status) -> None:
+        stage = Stage(time.time(), rollout, _label(status), status.weights.canary)
+        last = self.stages[-1] if self.stages else None
+        if last is None or (last.rollout, last.label, last.weight) != (
+            rollout,
+            stage.label,
+            stage.weight,
+        ):
+            self.stages.append(stage)
+        for decision in status.decisions:
+            key = (rollout, decision.at, decision.reason)
+            if key not in self._printed:
+                self._printed.add(key)
+                _print_decision(decision)
+                self._waiting = ""
+        held = status.condition("Held")
+        reason = held.reason if held is not None and held.status == "True" else ""
+        if held is not None and reason and reason != self._waiting:
+            self._waiting = reason
+            click.echo(click.style(f"           waits: {held.message}", dim=True))
+
+
+def _label(status: Status) -> str:
+    if status.phase is Phase.PROGRESSING:
+        return f"step {status.step_label}"
+    return status.phase.value
+
+
+def _print_decision(decision: DecisionRecord) -> None:
+    at = decision.at.astimezone().strftime("%H:%M:%S")
+    kind = click.style(f"{decision.reason:<20}", fg=COLOURS.get(decision.kind.value), bold=True)
+    click.echo(f"  {at} {kind} canary {decision.weight:>3} %  {decision.message}")
