@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import IO, Any
 
 import click
@@ -42,11 +43,32 @@ def explain(error: errors.KVQuantError, context: str | None = None) -> str:
             "another context with --context"
         )
     if "(HTTP 403)" in text:
-        return (
-            f"{text}. Ask for the ClusterRole kvquant-edit (to read: kvquant-view) in that "
-            "namespace"
-        )
+        return f"{text}. {remedy(text)}"
     return text
+
+
+_DENIED = re.compile(r'cannot (?P<verb>\w+) resource "(?P<resource>[\w/]+)"')
+_NAMESPACE = re.compile(r'in the namespace "(?P<namespace>[^"]+)"')
+
+
+def remedy(denial: str) -> str:
+    """Return which of the roles that we ship holds the right that was missing.
+
+    Args:
+        denial: What the API server said; RBAC always in the same words.
+    """
+    found, where = _DENIED.search(denial), _NAMESPACE.search(denial)
+    place = f"namespace {where['namespace']}" if where else "the whole cluster"
+    if found is None:
+        return "See what you may do: kubectl auth can-i --list"
+    verb, resource = found["verb"], found["resource"]
+    if resource == "configmaps":
+        return f"Ask for the Role kvquant-kill-switch in {place}"
+    if resource == "kvquantrollouts":
+        role = "kvquant-view" if verb in ("get", "list", "watch") else "kvquant-edit"
+        binding = "RoleBinding" if where else "ClusterRoleBinding"
+        return f"Ask for a {binding} to the ClusterRole {role} in {place}"
+    return f"Ask for the right to {verb} {resource} in {place}"
 
 
 def root_cause(error: BaseException) -> str:

@@ -6,12 +6,16 @@ before it looks at what cannot be read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
+from kvquant import errors
 from kvquant.api import names
 from kvquant.cli import rollouts, verbs
 from kvquant.cli.asking import ask, follow_up
 from kvquant.cli.asking_verbs import asking_options
+from kvquant.cli.errors import Failure, explain
 from kvquant.cli.session import OPERATOR_NAMESPACE, Session, Verb, with_session
 from kvquant.cli.times import stamp
 from kvquant.ports import Object
@@ -103,7 +107,7 @@ def _kill_all(
         session,
         what="the kill switch of the whole cluster",
         wait=wait,
-        look=lambda: _all_killed(session),
+        look=lambda: _unless_hidden(session, "on", _all_killed),
     )
 
 
@@ -144,8 +148,25 @@ def _unkill_all(
         session,
         what="unkill of the whole cluster",
         wait=wait,
-        look=lambda: _all_unkilled(session),
+        look=lambda: _unless_hidden(session, "off", _all_unkilled),
     )
+
+
+def _unless_hidden(
+    session: Session, state: str, look: Callable[[Session], str | None]
+) -> str | None:
+    """Look at every rollout. Who may not must still hear that the switch itself was thrown.
+
+    Raises:
+        Failure: The rollouts of the cluster may not be listed.
+    """
+    try:
+        return look(session)
+    except errors.Refused as error:
+        raise Failure(
+            f"the kill switch of the whole cluster is {state}, and the operator acts on it; only "
+            f"whether every rollout has followed is not seen: {explain(error)}"
+        ) from error
 
 
 def _all_unkilled(session: Session) -> str | None:

@@ -73,7 +73,7 @@ def screen(
     above = [
         *_header(document, now, paint, width),
         "",
-        *_ladder(document, now, paint),
+        *_ladder(document, now, paint, width),
         _bar(document, paint, width),
         "",
         *_arms(document, paint, width),
@@ -117,13 +117,24 @@ def _header(document: RolloutDocument, now: datetime, paint: Paint, width: int) 
     return lines
 
 
-def _ladder(document: RolloutDocument, now: datetime, paint: Paint) -> list[str]:
+def _ladder(document: RolloutDocument, now: datetime, paint: Paint, width: int) -> list[str]:
     def rung(step: StepDocument) -> str:
         glyph, style = _GLYPHS[step.state]
         return paint(f"{step.weight} {glyph}", style, "bold" if style == "accent" else "")
 
-    rungs = paint(" ── ", "dim").join(rung(step) for step in document.steps)
-    return [f"  {'steps':<{LABEL - 2}}{rungs}   {paint(_soak(document, now), 'dim')}"]
+    rows = [""]
+    for number, step in enumerate(document.steps):
+        joint = paint(" ── ", "dim") if number else ""
+        if visible(rows[-1] + joint) + len(f"{step.weight} x") > width - LABEL:
+            rows.append("")
+        rows[-1] += joint + rung(step)
+    soak = _soak(document, now)
+    if visible(rows[-1]) + 3 + len(soak) > width - LABEL:
+        rows.append(paint(soak, "dim"))
+    elif soak:
+        rows[-1] += f"   {paint(soak, 'dim')}"
+    heads = ["steps", *[""] * (len(rows) - 1)]
+    return [f"  {head:<{LABEL - 2}}{row}" for head, row in zip(heads, rows, strict=True)]
 
 
 def _soak(document: RolloutDocument, now: datetime) -> str:
@@ -159,6 +170,7 @@ def _arms(document: RolloutDocument, paint: Paint, width: int) -> list[str]:
     if document.baseline is None or document.canary is None:
         return []
     column = (width - LABEL - 20) // 2
+    roomy = column >= 22
 
     def row(label: str, baseline: str, canary: str, rest: str = "", after: str = "") -> str:
         cells = f"  {label:<{LABEL - 2}}{fit(baseline, column - 2):<{column}}"
@@ -182,7 +194,11 @@ def _arms(document: RolloutDocument, paint: Paint, width: int) -> list[str]:
             "requests",
             _number(document.baseline.requests),
             _number(document.canary.requests)
-            + (f", x{analysis.load_ratio} per pod" if analysis.load_ratio else ""),
+            + (
+                f", x{analysis.load_ratio}{' per pod' if roomy else ''}"
+                if analysis.load_ratio
+                else ""
+            ),
         ),
         row("p99", _milliseconds(document.baseline.p99_ms), _milliseconds(document.canary.p99_ms)),
     ]
@@ -192,8 +208,8 @@ def _arms(document: RolloutDocument, paint: Paint, width: int) -> list[str]:
         lines.append(
             row(
                 _SIGNALS.get(signal.name, signal.name),
-                _measured(signal, signal.baseline),
-                _measured(signal, signal.canary),
+                _measured(signal, signal.baseline, roomy=roomy),
+                _measured(signal, signal.canary, roomy=roomy),
                 tolerance.replace(" points", " pt"),
                 paint(f"{glyph} {_shortly(signal)}", style),
             )
@@ -209,10 +225,11 @@ def _cache(arm: ArmDocument) -> str:
     return f"{arm.dtype}, {arm.replicas} pod{'' if arm.replicas == 1 else 's'}"
 
 
-def _measured(signal: SignalDocument, text: str | None) -> str:
+def _measured(signal: SignalDocument, text: str | None, *, roomy: bool) -> str:
     if text is None:
         return "no data" if signal.verdict is Verdict.ERROR else "-"
-    return _SAMPLE.sub("", text)
+    short = _SAMPLE.sub("", text)
+    return short if roomy else short.replace(" per 100", "/100")
 
 
 def _number(value: int | None) -> str:

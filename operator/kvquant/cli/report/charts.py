@@ -178,7 +178,7 @@ class Plotter:
             unit="",
             axis="preemptions per 100 requests",
             least=1.0,
-            say=lambda value: f"{value:.1f} per 100",
+            say=lambda value: f"{value:.1f}",
             nothing="no finished requests were counted",
         )
         return Chart(

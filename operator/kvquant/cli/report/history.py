@@ -71,8 +71,9 @@ class PrometheusHistory:
             raise errors.MetricsError(f"{self.source}: {error}") from error
         if status == 403:
             raise errors.MetricsError(
-                f"{self.source} is forbidden: with --prometheus-service one needs `get` on "
-                "services/proxy in its namespace; --prometheus URL needs no such right"
+                f"{self.source} is forbidden ({_said(text)}): --prometheus-service needs the right "
+                "to get services/proxy in that namespace (a Role for it: docs/cli.md); "
+                "--prometheus URL needs none"
             )
         if status != 200:
             excerpt = _said(text)

@@ -239,18 +239,13 @@ def measure(seen: Seen, history: History | None, now: datetime) -> Measured:
     readings, problems = _read(history, need, window)
     if readings is None:
         return replace(bare, problems=(*known, *problems))
-    edges = _edges(window)
+    slices = [_both(readings, need, span) for span in _spans(window)]
     return replace(
         bare,
-        baseline=_slices(readings, need, edges),
-        canary=tuple(s for s in _slices(readings, _swapped(need), edges) if _mine(s, whole)),
+        baseline=tuple(baseline for baseline, _ in slices),
+        canary=tuple(canary for _, canary in slices if _mine(canary, whole)),
         steps=tuple(
-            StepMeasured(
-                one,
-                _slice(readings, need, one.span),
-                _slice(readings, _swapped(need), one.span),
-            )
-            for one in steps(seen, now)
+            StepMeasured(one, *_both(readings, need, one.span)) for one in steps(seen, now)
         ),
         problems=(*known, *problems),
     )
@@ -276,14 +271,16 @@ def _window(shown: Span, step: float) -> queries.Window:
     return queries.Window(end - count * step_ms, end, step_ms)
 
 
-def _edges(window: queries.Window) -> list[datetime]:
+def _spans(window: queries.Window) -> list[Span]:
     # Slices end at the end of the window, so that the newest one is whole.
     width = window.step_ms * GRID_PER_SLICE
     count = (window.end_ms - window.start_ms) // width
-    return [
-        datetime.fromtimestamp((window.end_ms - i * width) / 1000, UTC)
-        for i in range(count, -1, -1)
-    ]
+    edges = [_instant(window.end_ms - i * width) for i in range(count, -1, -1)]
+    return [Span(begin, end) for begin, end in pairwise(edges)]
+
+
+def _instant(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def _read(
@@ -317,18 +314,18 @@ def _read(
     return readings, tuple(problems)
 
 
-def _swapped(need: EvidenceNeed) -> EvidenceNeed:
-    return replace(need, baseline=need.canary, canary=need.baseline)
-
-
-def _slice(readings: Readings, need: EvidenceNeed, span: Span) -> Slice:
-    asked = replace(need, baseline_since=span.start, baseline_until=span.end)
-    return Slice(span, readings.evidence(asked, span.end).baseline)
-
-
-def _slices(readings: Readings, need: EvidenceNeed, edges: Sequence[datetime]) -> tuple[Slice, ...]:
-    spans = [Span(a, b) for a, b in pairwise(edges)]
-    return tuple(_slice(readings, need, span) for span in spans)
+def _both(readings: Readings, need: EvidenceNeed, span: Span) -> tuple[Slice, Slice]:
+    """Count both arms over a span, between the grid points within it: it shares no request."""
+    grid = readings.window
+    begin = (span.start.timestamp() * 1000 - grid.start_ms) / grid.step_ms
+    end = (span.end.timestamp() * 1000 - grid.start_ms) / grid.step_ms
+    first, last = math.ceil(round(begin, 6)), math.floor(round(end, 6))
+    if last <= first:
+        return Slice(span, ArmSample()), Slice(span, ArmSample())
+    first, last = (grid.start_ms + index * grid.step_ms for index in (first, last))
+    part = replace(readings, window=queries.Window(first, last, grid.step_ms))
+    counted = part.evidence(replace(need, since=_instant(first)), _instant(last))
+    return Slice(span, counted.baseline), Slice(span, counted.canary)
 
 
 def _mine(one: Slice, whole: Span) -> bool:
