@@ -33,12 +33,15 @@ unit: setup ## Pure, component and loopback tests (real Envoy and Prometheus inc
 	$(PY) -m pytest -m "not apiserver and not node and not vllm"
 
 apiserver: setup ## Tests against a real etcd and kube-apiserver
+	@$(PY) -m kvlocal build --without-images
 	$(PY) -m pytest -m apiserver
 
 e2e: setup ## Rollouts on a real one-node Kubernetes
+	@$(PY) -m kvlocal build
 	$(PY) -m pytest -m "node and not vllm" tests/e2e
 
 e2e-vllm: setup ## The same with real vLLM on CPU: fp8 promoted, int8 stopped by the regime proof
+	@$(PY) -m kvlocal build
 	$(PY) -m pytest -m vllm tests/e2e/vllm
 
 crds: setup ## Generate crds/ from the models

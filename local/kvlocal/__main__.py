@@ -8,7 +8,7 @@ import time
 
 import click
 
-from kvlocal import addons, images
+from kvlocal import addons, binaries, debian, images
 from kvlocal.cache import progress
 from kvlocal.cluster import Cluster, clusters
 from kvlocal.problems import LocalError
@@ -81,6 +81,17 @@ def status(name: str | None, output: str) -> None:
         else:
             state = "ready" if one["ready"] else "starting" if one["running"] else "down"
             click.echo(f"{one['name']}: {state}, {one['server']}, KUBECONFIG={one['kubeconfig']}")
+
+
+@main.command()
+@click.option("--without-images", is_flag=True, help="Only the API server, not the node's parts.")
+def build(without_images: bool) -> None:
+    """Build everything that is kept in the cache, so that nothing slow comes later."""
+    binaries.control_plane()
+    if not without_images:
+        debian.ensure_node_tools()
+        for image in (*images.system_images(), *(images.build(i) for i in images.PRODUCT)):
+            click.echo(f"  ready: {image.reference}")
 
 
 @main.command("build-image")

@@ -1,0 +1,155 @@
+"""Whole rollouts on a real node, under live load."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from kvquant.api import names
+from kvquant.api.v1alpha1 import Phase
+from tests.e2e.stage import ROUTER, Stage, failures
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(420)]
+
+
+def test_a_good_canary_is_promoted_and_the_next_bad_one_rolled_back(stage: Stage) -> None:
+    stage.serve(replicas=2, faults="int8_per_token_head:decode_slowdown=3")
+    stage.roll_out("fp8", "fp8")
+    load = stage.send()
+    promoted = stage.until_settled("fp8", Phase.PROMOTED)
+
+    assert stage.weights == [0, 20, 50, 100], "no step is skipped, and none is taken back"
+    assert promoted.condition("Ready").status == "True"  # type: ignore[union-attr]
+    assert promoted.condition("RegimeVerified").status == "True"  # type: ignore[union-attr]
+    wait_until(lambda: stage.replicas_asked("llama") == 0, 20, "the old pool should be retired")
+    assert stage.replicas_ready("fp8-pool") == 2, "the new pool serves with the old one's replicas"
+    wait_until(
+        lambda: (
+            {"Started", "StepStarted", "Promoted", "RollbackWindowClosed"} <= stage.events("fp8")
+        ),
+        20,
+        "every decision should be an Event",
+    )
+    answered = [o for o in load.outcomes if o.from_canary]
+    assert answered, "the client sees in the fingerprint which pool answered"
+
+    stage.weights.clear()
+    stage.roll_out("int8", "int8", target="fp8-pool")
+    rolled_back = stage.until_settled("int8", Phase.ROLLED_BACK)
+    assert rolled_back.weights.canary == 0
+    cause = next(d for d in rolled_back.decisions if d.kind.value == "RollBack")
+    assert cause.reason == "AnalysisFailed"
+    assert "p99" in cause.message
+    wait_until(lambda: stage.replicas_asked("int8-pool") == 0, 20, "the bad pool should be retired")
+    load.stop()
+    assert not failures(load), "the client notices nothing of either rollout"
+
+
+def test_a_canary_that_ignores_the_dtype_never_gets_a_request(stage: Stage) -> None:
+    stage.serve(faults="fp8:ignore_dtype")
+    stage.roll_out("fp8", "fp8")
+    load = stage.send()
+    status = stage.until_settled("fp8", Phase.ROLLED_BACK)
+    load.stop()
+    cause = next(d for d in status.decisions if d.kind.value == "RollBack")
+    assert cause.reason == "RegimeProofFailed"
+    assert "accepted the flag and ignored it" in cause.message
+    assert stage.weights == [0]
+    assert load.outcomes
+    assert not any(o.from_canary for o in load.outcomes)
+    assert not failures(load)
+
+
+def test_a_canary_that_dies_under_traffic_is_rolled_back_and_the_cause_named(
+    stage: Stage,
+) -> None:
+    stage.serve(faults="fp8:exit_after=30")
+    stage.roll_out("fp8", "fp8")
+    load = stage.send()
+    status = stage.until_settled("fp8", Phase.ROLLED_BACK)
+    load.stop()
+    cause = next(d for d in status.decisions if d.kind.value == "RollBack")
+    assert cause.reason == "AnalysisFailed"
+    assert "oomRetries" in cause.message
+    lost = failures(load)
+    assert all(o.began <= cause.at.timestamp() + 5 for o in lost), "after the rollback all is well"
+    assert len(lost) < len(load.outcomes) / 10
+
+
+def test_weights_hold_while_the_operator_is_dead_and_a_router_starts_anew(stage: Stage) -> None:
+    stage.serve()
+    stage.roll_out("fp8", "fp8", steps=[{"weight": 50, "soak": "10m"}, {"weight": 100}])
+    stage.send()
+    stage.until("fp8", lambda s: s.weights.canary == 50, 90, "half of the traffic should move")
+    system = ("-n", "kvquant-system")
+    stage.cluster.kubectl("scale", "deployment/kvquant-operator", "--replicas=0", *system)
+    try:
+        wait_until(
+            lambda: not stage.cluster.kubectl("get", "pods", *system, "-o", "name").strip(),
+            60,
+            "the operator should be gone",
+            0.2,
+        )
+        # The router's pods go too, and the new ones know only what was committed.
+        stage.cluster.kubectl(
+            *("delete", "pod", "-n", stage.namespace, "--force", "--grace-period=0"),
+            *("-l", f"{names.LABEL_ROUTER}={ROUTER}"),
+        )
+        wait_until(lambda: stage.replicas_ready(ROUTER) == 0, 30, "the router should be gone", 0.1)
+        after = stage.send()
+        wait_until(lambda: len(after.outcomes) >= 150, 60, "requests should be answered", 0.2)
+        after.stop()
+    finally:
+        stage.cluster.kubectl("scale", "deployment/kvquant-operator", "--replicas=1", *system)
+    # Three standard deviations of a fair coin thrown that often.
+    count = len(after.outcomes)
+    share = sum(o.from_canary for o in after.outcomes) / count
+    assert abs(share - 0.5) < 3 * 0.5 / count**0.5
+    stage.cluster.kubectl(
+        "rollout", "status", "deployment/kvquant-operator", *system, "--timeout=60s"
+    )
+    stage.ask("fp8", names.ANNOTATION_ABORT, "end-of-the-test")
+    stage.until_settled("fp8", Phase.ROLLED_BACK)
+
+
+def test_people_steer_a_rollout_with_the_command_line(stage: Stage) -> None:
+    def kvquant(*arguments: str) -> str:
+        done = subprocess.run(
+            [".venv/bin/kubectl-kvquant", *arguments, "-n", stage.namespace],
+            env={"KUBECONFIG": str(stage.cluster.kubeconfig), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    stage.serve()
+    stage.roll_out("fp8", "fp8", steps=[{"weight": 50, "soak": "10m"}, {"weight": 100}])
+    load = stage.send()
+    stage.until("fp8", lambda s: s.weights.canary == 50, 90, "half of the traffic should move")
+
+    assert "fp8" in kvquant("status")
+    kvquant("pause", "fp8")
+    stage.until("fp8", lambda s: _true(s, "Paused"), 20, "the rollout should pause")
+    kvquant("kill", "fp8", "--reason", "a drill")
+    stage.until("fp8", lambda s: s.killed and s.weights.canary == 0, 10, "the kill should act")
+    kvquant("unkill", "fp8")
+    kvquant("resume", "fp8")
+    stage.until("fp8", lambda s: s.weights.canary == 50, 60, "the steps should start over")
+    kvquant("abort", "fp8")
+    stage.until_settled("fp8", Phase.ROLLED_BACK)
+    kvquant("retry", "fp8")
+    stage.until("fp8", lambda s: s.attempt == 2, 30, "a second attempt should begin")
+    stage.until("fp8", lambda s: s.weights.canary == 50, 90, "it should get traffic again")
+    stage.cluster.kubectl("delete", names.PLURAL, "fp8", "-n", stage.namespace, "--timeout=90s")
+    load.stop()
+    assert not failures(load), "no verb costs a request"
+
+
+def _true(status: object, condition: str) -> bool:
+    found = status.condition(condition)  # type: ignore[attr-defined]
+    return found is not None and found.status == "True"
