@@ -48,91 +48,147 @@ class StepDocument(Model):
     """One rung of the ladder."""
 
     weight: int
+    """Share of the traffic that the canary has in this step, in per cent."""
     soak_seconds: int
+    """Least time that the step lasts."""
     state: StepState
+    """Done, Current, Next (its pods are being made ready), ToDo or Failed."""
 
 
 class ArmDocument(Model):
     """One of the two pools, with what was measured in the step in effect."""
 
     pool: str
+    """Name of the pool's Deployment."""
     slot: str
+    """Router slot that the pool fills: blue or green."""
     dtype: str
+    """KV-cache dtype as the engine calls it."""
     replicas: int
+    """Pods that the pool has or is asked to have."""
     weight: int
+    """Committed share of the traffic, in per cent."""
     requests: int | None = None
+    """Requests that ended in this step, as of the latest look."""
     p99_ms: int | None = None
+    """99th percentile of the latency at the router in this step, in milliseconds."""
 
 
 class SignalDocument(Model):
     """One of the three signals."""
 
     name: str
+    """pageFaults, oomRetries or p99."""
     verdict: Verdict
+    """Pass, Fail, Inconclusive or Error."""
     baseline: str | None = None
+    """The baseline's measurement, as text with its unit."""
     canary: str | None = None
+    """The canary's measurement, as text with its unit."""
     tolerance: str | None = None
+    """What the canary is allowed beyond the baseline, as text with its unit."""
     message: str = ""
+    """The verdict in a sentence."""
 
 
 class AnalysisDocument(Model):
     """The latest look at the evidence."""
 
     at: datetime
+    """When the evidence was read."""
     verdict: Verdict
+    """Worst of the signals' verdicts."""
     message: str
+    """The verdict in a sentence."""
     load_ratio: str | None = None
+    """Requests per canary pod divided by requests per baseline pod, such as `0.67`."""
     signals: tuple[SignalDocument, ...] = ()
+    """The three signals."""
 
 
 class WaitingDocument(Model):
     """Why the rollout does not move."""
 
     reason: str
+    """Machine-readable cause in CamelCase."""
     message: str
+    """The cause in a sentence."""
     since: datetime | None = None
+    """Since when it has waited, whatever the reason."""
     soak_left_seconds: int | None = None
+    """What is left of the step's soak; null outside of a step."""
 
 
 class RolloutDocument(Model):
     """One rollout as `status -o json` prints it."""
 
     name: str
+    """Name of the rollout."""
     namespace: str
+    """Namespace of the rollout."""
     created_at: datetime | None = None
+    """When the rollout was created."""
     target: str
+    """Name of the Deployment that served when the rollout was written."""
     dtype: str
+    """KV-cache dtype that was asked for."""
     resolved_dtype: str | None = None
+    """The same as the engine calls it."""
     router: str | None = None
+    """Name of the router: clients send to the Service of this name."""
     phase: Phase
+    """Where the rollout stands."""
     phase_started_at: datetime | None = None
+    """When the phase began."""
     attempt: int
+    """Number of the attempt; a new spec or a retry begins a new one."""
     paused: str | None = None
+    """Who asked for a pause, when and why; null while nobody does."""
     killed: str | None = None
+    """Who pulled the kill switch, when and why; null while it is off."""
     settled: bool
+    """Whether nothing is left to do: the rollback window is closed, or the rollback complete."""
     deleting: bool
+    """Whether somebody has deleted it, so that it only winds down."""
     step: int
+    """Step in effect, counted from 1; 0 before the first."""
     total_steps: int
+    """Number of steps."""
     step_started_at: datetime | None = None
+    """When the step in effect began: soak and samples count from here."""
     steps: tuple[StepDocument, ...] = ()
+    """The steps in order."""
     weights: Weights
+    """Committed split of the traffic."""
     verdict: str | None = None
+    """The latest verdict or the reason to wait, in a few words."""
     waiting: WaitingDocument | None = None
+    """Why the rollout does not move; null while it moves or has ended."""
     cause: str | None = None
+    """Why it went back; null unless it is rolling back or rolled back."""
     baseline: ArmDocument | None = None
+    """The pool that served when the attempt began; null before it begins."""
     canary: ArmDocument | None = None
+    """The pool with the quantized cache; null before the attempt begins."""
     analysis: AnalysisDocument | None = None
+    """The latest look at the evidence; null before the first."""
     regime_proof: tuple[PodProof, ...] = ()
+    """Regime proof by canary pod."""
     conditions: tuple[Condition, ...] = ()
+    """Conditions as Kubernetes has them."""
     decisions: tuple[DecisionRecord, ...] = ()
+    """The last 50 decisions, oldest first."""
     warnings: tuple[str, ...] = ()
+    """What a person should know before believing the rest, in sentences."""
     verbs: tuple[str, ...] = ()
+    """Verbs that would change something now."""
 
 
 class ListDocument(Model):
     """Several rollouts as `status -o json` without a name prints them."""
 
     items: tuple[RolloutDocument, ...]
+    """The rollouts by namespace and name."""
 
 
 def describe(seen: Seen, now: datetime) -> RolloutDocument:

@@ -169,8 +169,11 @@ class VersionDocument(Model):
     """What `version -o json` prints."""
 
     client_version: str
+    """Version of this program."""
     api_version: str
+    """Version of the API that it speaks."""
     operator_image: str | None = None
+    """Image that the operator runs; null where it cannot be seen."""
 
 
 @click.command(

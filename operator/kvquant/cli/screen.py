@@ -105,8 +105,9 @@ def _header(document: RolloutDocument, now: datetime, paint: Paint, width: int) 
     if gap >= 1:
         lines = [f"{paint(name, 'bold')}   {what}{' ' * gap}{told}"]
     else:
+        name = squeeze(name, max(20, width - len(right) - 2))
         gap = max(2, width - len(name) - len(right))
-        lines = [f"{paint(name, 'bold')}{' ' * gap}{told}", f"  {what}"]
+        lines = [f"{paint(name, 'bold')}{' ' * gap}{told}", f"  {fit(what, width - 2)}"]
     if document.killed:
         text = f"■ KILLED: every request goes to the baseline. {tame(document.killed)}"
         lines += _wrapped(text, width, paint, "bold", "bad")

@@ -17,47 +17,74 @@ class ArmMeasured(Model):
     """What an arm did in a stretch of time."""
 
     requests: int | None = None
+    """Requests that clients sent and that have ended, counted at the router."""
     failed: int | None = None
+    """Of these, the ones that ended in 5xx, a time-out or a broken connection."""
     page_faults: int | None = None
+    """Preemptions, counted by the engines."""
     page_faults_per_100: float | None = None
+    """Preemptions per 100 requests that the engines finished; null with too few."""
     p50_seconds: float | None = None
+    """Median latency at the router; null with too few requests."""
     p90_seconds: float | None = None
+    """90th percentile of the same."""
     p99_seconds: float | None = None
+    """99th percentile of the same."""
 
 
 class StepReport(Model):
     """Both arms over the whole of a step."""
 
     step: int
+    """Number of the step, counted from 1."""
     weight: int
+    """The canary's share of the traffic in it, in per cent."""
     started_at: datetime
+    """When it began."""
     ended_at: datetime
+    """When it ended, or the end of the report."""
     baseline: ArmMeasured
+    """What the baseline did in it."""
     canary: ArmMeasured
+    """What the canary did in it."""
 
 
 class PointReport(Model):
     """Both arms over a look: the stretch of time that ends at an instant."""
 
     at: datetime
+    """End of the stretch."""
     baseline: ArmMeasured
+    """What the baseline did in it."""
     canary: ArmMeasured
+    """What the canary did in it."""
 
 
 class ReportDocument(Model):
     """What `report -o json` prints."""
 
     generated_at: datetime
+    """When the report was written."""
     version: str
+    """Version of the CLI that wrote it."""
     summary: str
+    """The outcome in a sentence or two."""
     started_at: datetime
+    """When the attempt began."""
     ended_at: datetime
+    """When it ended, or when the report was written."""
     source: str | None
+    """Where the numbers over time come from; null without Prometheus."""
     problems: tuple[str, ...]
+    """What is missing and why, in sentences; empty when nothing is."""
     look_seconds: float
+    """Length of the stretch of time behind each point."""
     rollout: RolloutDocument
+    """The rollout as `status -o json` prints it."""
     steps: tuple[StepReport, ...]
+    """Both arms over the whole of each step; empty without Prometheus."""
     points: tuple[PointReport, ...]
+    """Both arms over time, oldest first; neighbouring points overlap."""
 
 
 def document(seen: Seen, measured: Measured, now: datetime) -> ReportDocument:
