@@ -17,7 +17,7 @@ from kvquant.core.manifests import (
     engine_container,
     target_selector,
 )
-from kvquant.core.router_manifests import RouterSpec, router_objects
+from kvquant.core.router_manifests import RouterSpec, router_objects, slot_service
 from kvquant.engines import vllm
 from kvquant.errors import TemplateError
 from kvquant.ports import Cluster, Object, RouterKey, Traffic
@@ -25,6 +25,9 @@ from kvquant.world import ENGINE_CONTAINER, World, annotations_of, identity, lab
 
 REAPPLY_AFTER = timedelta(seconds=30)
 """Objects that we own are applied again after this time, so that drift is undone."""
+
+REAPPLY_SETTLED_AFTER = timedelta(minutes=10)
+"""The same for rollouts that have ended, of which there are many."""
 
 
 class Actor:
@@ -69,18 +72,41 @@ class Actor:
 
     def release(self, world: World) -> None:
         """Mark the router as free for another rollout; its weights stay as they are."""
-        if world.holder == identity(world.rollout) and world.router_config is not None:
+        if world.mine and world.router_config is not None:
+            namespace, name = _address(world.router_config)
             self._cluster.patch(
                 "ConfigMap",
-                world.rollout.metadata.namespace,
-                world.router_config["metadata"]["name"],
+                namespace,
+                name,
                 {"metadata": {"annotations": {names.ANNOTATION_SETTLED: "true"}}},
+            )
+            self._traffic.forget(RouterKey(namespace, name))
+
+    def hand_over(self, world: World) -> None:
+        """Make a promoted pool an ordinary one, because nobody proves its new pods any more.
+
+        Without this a pod that starts after the rollout is gone would never get a request. What
+        the pool is labelled as decides how a later rollout selects its pods, too.
+        """
+        status, canary = world.rollout.status, world.canary
+        if canary is None or status.canary is None:
+            return
+        namespace, name = _address(canary)
+        if names.LABEL_POOL in labels_of(canary):
+            self._cluster.patch(
+                "Deployment", namespace, name, {"metadata": {"labels": {names.LABEL_POOL: None}}}
+            )
+        if world.mine and status.router is not None:
+            self._cluster.patch(
+                "Service",
+                namespace,
+                slot_service(status.router, status.canary.slot),
+                {"spec": {"selector": {names.LABEL_SERVING: None}}},
             )
 
     def _holds(self, world: World, status: Status) -> bool:
         """Tell whether the router is ours to drive; an ended rollout never takes it back."""
-        mine = world.holder == identity(world.rollout)
-        return mine or (not status.settled and (world.holder is None or world.router_free))
+        return world.mine or (not status.settled and world.taken_by is None)
 
     def _route(
         self, world: World, status: Status, baseline: Pool, canary: Pool, now: datetime
@@ -94,8 +120,8 @@ class Actor:
         self._traffic.set_weights(RouterKey(namespace, router), weights)
         if world.target is None:
             return
-        container = self._engine(world)
-        port = vllm.port_of(container)
+        port, canary_port = self._ports(world)
+        every = REAPPLY_SETTLED_AFTER if status.settled else REAPPLY_AFTER
         settings = world.rollout.spec.traffic.router
         pool = labels_of(world.target).get(names.LABEL_POOL)
         for obj in router_objects(
@@ -110,7 +136,7 @@ class Actor:
                     baseline.slot: canary_selector(pool) if pool else target_selector(world.target),
                     canary.slot: canary_selector(canary.deployment),
                 },
-                engine_ports={baseline.slot: port, canary.slot: port},
+                engine_ports={baseline.slot: port, canary.slot: canary_port},
                 weights=weights,
                 request_timeout=parse_duration(settings.request_timeout),
                 drain_timeout=parse_duration(settings.drain_timeout),
@@ -124,19 +150,19 @@ class Actor:
                 },
             )
         ):
-            self._apply(obj, now)
+            self._apply(obj, now, every)
         if labels_of(world.target).get(names.LABEL_ROUTER) != router:
             mark = {names.LABEL_ROUTER: router, names.LABEL_SLOT: baseline.slot}
             self._cluster.patch(
                 "Deployment", namespace, baseline.deployment, {"metadata": {"labels": mark}}
             )
 
-    def _apply(self, obj: Object, now: datetime) -> None:
+    def _apply(self, obj: Object, now: datetime, every: timedelta) -> None:
         """Apply an object when it changed, or when drift is due to be looked for."""
         key = (obj["kind"], obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
         digest = hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()
         before = self._applied.get(key)
-        if before is not None and before[0] == digest and now - before[1] < REAPPLY_AFTER:
+        if before is not None and before[0] == digest and now - before[1] < every:
             return
         self._cluster.apply(obj)
         self._applied[key] = (digest, now)
@@ -147,7 +173,8 @@ class Actor:
         attempt = f"{world.rollout.metadata.uid}/{status.attempt}"
         current = world.canary
         if current is None or annotations_of(current).get(ANNOTATION_ATTEMPT) != attempt:
-            if status.settled or world.target is None:
+            going = status.settled or status.phase is Phase.ROLLING_BACK
+            if going or world.target is None:
                 return
             index = engine_container(world.target, world.rollout.spec.engine.container)
             fingerprint = (
@@ -167,7 +194,9 @@ class Actor:
                 canary.replicas,
                 fingerprint,
             )
-            deployment["metadata"]["annotations"][ENGINE_CONTAINER] = self._engine(world)["name"]
+            deployment["metadata"]["annotations"][ENGINE_CONTAINER] = _engine(world, world.target)[
+                "name"
+            ]
             self._cluster.apply(deployment)
         elif current["spec"].get("replicas") != canary.replicas and not (
             status.settled and status.phase is Phase.PROMOTED
@@ -204,21 +233,51 @@ class Actor:
         )
 
     def _retire(self, world: World, baseline: Pool) -> None:
-        target = world.target
-        if target is not None and baseline.replicas == 0 and target["spec"].get("replicas", 1) != 0:
-            self._cluster.patch(
-                "Deployment",
-                world.rollout.metadata.namespace,
-                baseline.deployment,
-                {"spec": {"replicas": 0}},
-            )
+        """Scale the old pool to zero once; afterwards it is its owner's."""
+        mark = {names.ANNOTATION_RETIRED_BY: identity(world.rollout)}
+        if (
+            world.target is None
+            or baseline.replicas != 0
+            or mark.items() <= annotations_of(world.target).items()
+        ):
+            return
+        self._cluster.patch(
+            "Deployment",
+            world.rollout.metadata.namespace,
+            baseline.deployment,
+            {"metadata": {"annotations": mark}, "spec": {"replicas": 0}},
+        )
 
-    def _engine(self, world: World) -> Object:
-        if world.target is None:
-            raise TemplateError("TargetNotFound", "The target's Deployment is gone.")
-        index = engine_container(world.target, world.rollout.spec.engine.container)
-        container: Object = world.target["spec"]["template"]["spec"]["containers"][index]
-        return container
+    def _ports(self, world: World) -> tuple[int, int]:
+        """Return the ports of the baseline's and of the canary's engines.
+
+        Either stands in for the other, so that a target that was edited beyond recognition keeps
+        no router from following a rollback.
+
+        Raises:
+            TemplateError: Neither can be recognised.
+        """
+        ports, problems = [], []
+        for deployment in (world.target, world.canary):
+            try:
+                ports.append(vllm.port_of(_engine(world, deployment)))
+            except TemplateError as error:
+                problems.append(error)
+        if not ports:
+            raise problems[0]
+        return ports[0], ports[-1]
+
+
+def _engine(world: World, deployment: Object | None) -> Object:
+    if deployment is None:
+        raise TemplateError("DeploymentNotFound", "The engines' Deployment is gone.")
+    index = engine_container(deployment, world.rollout.spec.engine.container)
+    container: Object = deployment["spec"]["template"]["spec"]["containers"][index]
+    return container
+
+
+def _address(obj: Object) -> tuple[str, str]:
+    return obj["metadata"]["namespace"], obj["metadata"]["name"]
 
 
 def attempt_id(attempt: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from kvquant import telemetry
 from kvquant.api import names
 from kvquant.config import OperatorConfig
 from kvquant.reconciler import Reconciler, Ref, Result
+from kvquant.world import kill_switch
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ class Loops:
 
     by_ref: dict[Ref, Loop] = field(default_factory=dict)
     cluster_kill: str | None = None
+    kill_is_known: bool = False
+    """Whether the kill switch was read. No pass may run before: it would take it for lifted."""
 
     def of(self, ref: Ref) -> Loop:
         """Return the loop of a rollout, made on first use."""
@@ -91,9 +95,9 @@ def register(
             meta.get("deletionTimestamp"),
             *(asked.get(annotation) for annotation in names.REQUEST_ANNOTATIONS),
         )
-        ref = Ref(str(namespace), str(name))
-        loop = loops.of(ref)
-        if loop.seen != seen:
+        # Only a daemon makes a loop: the last event of a rollout comes when its daemon is gone.
+        loop = loops.by_ref.get(Ref(str(namespace), str(name)))
+        if loop is not None and loop.seen != seen:
             loop.seen = seen
             loop.wake.set()
 
@@ -113,10 +117,8 @@ def register(
     ) -> None:
         if namespace != config.namespace or name != names.KILL_SWITCH_CONFIGMAP:
             return
-        data = body.get("data") or {}
-        pulled = type != "DELETED" and data.get("killed") == "true"
-        reason = f"{data.get('reason') or 'no reason given'} (by {data.get('by') or 'unknown'})"
-        loops.cluster_kill = f"whole cluster: {reason}" if pulled else None
+        loops.cluster_kill = None if type == "DELETED" else kill_switch(dict(body))
+        loops.kill_is_known = True
         loops.wake_all()
 
     @kopf.daemon(*resource, registry=registry)
@@ -130,21 +132,32 @@ def register(
         ref = Ref(str(namespace), str(name))
         loop = loops.of(ref)
         backoff = FIRST_BACKOFF
-        while not stopped:
-            loop.wake.clear()
-            result = await _pass(reconciler.reconcile, ref, body, loops.cluster_kill)
-            if result is None:
-                wait = backoff * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not secrecy
-                backoff = min(backoff * 2, LONGEST_BACKOFF)
-            else:
-                wait, backoff = result.requeue_after, FIRST_BACKOFF
-            loop.due = time.monotonic() + wait
-            await _first_of(loop.wake, stopped, wait)
-        reason = stopped.reason
-        if reason is not None and kopf.DaemonStoppingReason.RESOURCE_DELETED in reason:
-            await _finalize(reconciler, ref, body, loop)
-            telemetry.forget(ref.namespace, ref.name)
-        loops.by_ref.pop(ref, None)
+
+        def reconcile(ref: Ref) -> Result:
+            if not loops.kill_is_known:
+                pulled = reconciler.kill_switch(config.namespace)
+                if not loops.kill_is_known:  # else an event brought something newer meanwhile
+                    loops.cluster_kill, loops.kill_is_known = pulled, True
+            return reconciler.reconcile(ref, loops.cluster_kill)
+
+        try:
+            while not stopped:
+                loop.wake.clear()
+                result = await _pass(reconcile, ref, body)
+                if result is None:
+                    wait = backoff * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not secrecy
+                    backoff = min(backoff * 2, LONGEST_BACKOFF)
+                else:
+                    wait, backoff = result.requeue_after, FIRST_BACKOFF
+                loop.due = time.monotonic() + wait
+                await _first_of(loop.wake, stopped, wait)
+            reason = stopped.reason
+            if reason is not None and kopf.DaemonStoppingReason.RESOURCE_DELETED in reason:
+                await _finalize(reconciler, ref, body, loop)
+                telemetry.forget(ref.namespace, ref.name)
+        finally:
+            # A loop that is left behind would count as stuck for ever.
+            loops.by_ref.pop(ref, None)
 
     @kopf.on.probe(registry=registry)
     async def every_loop_turns(**_: Any) -> int:
@@ -156,16 +169,22 @@ def register(
     return loops
 
 
-async def _pass(function: Any, ref: Ref, body: kopf.Body, *args: Any) -> Result | None:
+async def _pass(function: Callable[[Ref], Result], ref: Ref, body: kopf.Body) -> Result | None:
     """Run one pass in a thread and post its Events; None when it failed and was logged."""
     try:
         with telemetry.PASS_SECONDS.time():
-            result: Result = await asyncio.to_thread(function, ref, *args)
+            result = await asyncio.to_thread(function, ref)
+        _tell(ref, body, result)
     except Exception as error:
         # Nothing may end the daemon: kopf would not start it again in this process.
         telemetry.PASS_ERRORS.labels(type(error).__name__).inc()
         logger.exception("Pass over %s/%s failed", ref.namespace, ref.name)
         return None
+    return result
+
+
+def _tell(ref: Ref, body: kopf.Body, result: Result) -> None:
+    """Export what a pass has changed, and post its Events."""
     if result.before is not None and result.after is not None:
         telemetry.report(ref.namespace, ref.name, result.before, result.after)
     for told in result.announcements:
@@ -178,7 +197,6 @@ async def _pass(function: Any, ref: Ref, body: kopf.Body, *args: Any) -> Result 
             told.message,
             extra={"rollout": f"{ref.namespace}/{ref.name}", "reason": told.reason},
         )
-    return result
 
 
 async def _finalize(reconciler: Reconciler, ref: Ref, body: kopf.Body, loop: Loop) -> None:

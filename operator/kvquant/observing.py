@@ -34,7 +34,6 @@ from kvquant.world import (
     ENGINE_CONTAINER,
     World,
     annotations_of,
-    identity,
     labels_of,
     pod_view,
     pool_name,
@@ -74,15 +73,29 @@ def observe(
     metrics: Metrics,
     traffic: Traffic,
     now: datetime,
+    problem: Problem | None = None,
 ) -> Observation:
     """Return everything that a decision may need. Metrics that fail are a finding, no error.
+
+    Args:
+        world: What was read at the beginning of the pass.
+        asked: What people have asked for.
+        cluster: Where a rollout that has not begun looks for what could be in its way.
+        metrics: Where the evidence comes from.
+        traffic: What the routers say.
+        now: The present instant.
+        problem: What of the status could not be done in this pass, and never can be as it is.
 
     Raises:
         ClusterError: The API server did not answer.
     """
     rollout, status = world.rollout, world.rollout.status
     seen = Observation(
-        generation=rollout.metadata.generation, spec_hash=spec_hash(rollout.spec), requests=asked
+        generation=rollout.metadata.generation,
+        spec_hash=spec_hash(rollout.spec),
+        requests=asked,
+        problem=problem,
+        router_taken_by=world.taken_by,
     )
     if status.phase is Phase.PENDING:
         try:
@@ -149,7 +162,7 @@ def _candidate(world: World, cluster: Cluster) -> Candidate:
             "compare a canary with. Bring it up first.",
         )
     router = router_name(rollout, target)
-    _refuse_busy_router(world, router, cluster)
+    _refuse_busy_router(world, router)
     slot = labels_of(target).get(names.LABEL_SLOT, names.SLOTS[0])
     other = names.SLOTS[1] if slot == names.SLOTS[0] else names.SLOTS[0]
     pool = pool_name(rollout)
@@ -177,17 +190,12 @@ def _candidate(world: World, cluster: Cluster) -> Candidate:
     )
 
 
-def _refuse_busy_router(world: World, router: str, cluster: Cluster) -> None:
-    holder = world.holder
-    if holder is None or holder == identity(world.rollout) or world.router_free:
-        return
-    name, _, uid = holder.partition("/")
-    other = cluster.get(names.KIND, world.rollout.metadata.namespace, name)
-    if other is not None and other["metadata"].get("uid") == uid:
+def _refuse_busy_router(world: World, router: str) -> None:
+    if world.taken_by is not None:
         raise TemplateError(
             "RouterBusy",
-            f"spec.traffic.router: rollout {name!r} still drives router {router}; this one begins "
-            "when that one has ended and its rollback window is closed.",
+            f"spec.traffic.router: rollout {world.taken_by!r} still drives router {router}; this "
+            "one begins when that one has ended and its rollback window is closed.",
         )
 
 

@@ -18,10 +18,10 @@ from kvquant.core.machine import decide
 from kvquant.core.observation import Problem
 from kvquant.core.plan import Plan
 from kvquant.core.turn import Announcement
-from kvquant.errors import Conflict, TemplateError
+from kvquant.errors import Conflict, Refused, TemplateError
 from kvquant.observing import observe, requests
-from kvquant.ports import Clock, Cluster, Metrics, RouterKey, Traffic
-from kvquant.world import World, read
+from kvquant.ports import Clock, Cluster, Metrics, Traffic
+from kvquant.world import World, kill_switch, read
 
 logger = logging.getLogger(__name__)
 
@@ -104,25 +104,46 @@ class Reconciler:
         except ValidationError:
             logger.exception("A deleted rollout cannot be read; nothing of it is touched")
             return Result(0, done=True)
-        status = world.rollout.status
-        if status.phase in (Phase.PENDING, Phase.PROMOTED, Phase.ROLLED_BACK):
-            if status.phase is Phase.ROLLED_BACK:
+        if world.rollout.status.phase not in (Phase.PENDING, Phase.PROMOTED, Phase.ROLLED_BACK):
+            return self._pass(world, None, deleting=True)
+        try:
+            if world.rollout.status.phase is Phase.PROMOTED:
+                self._actor.hand_over(world)
+            else:
+                # A rollout that waits to be tried again has a pool from the time before.
                 self._actor.remove_pool(world)
             self._actor.release(world)
-            if status.router is not None:
-                self._traffic.forget(RouterKey(ref.namespace, status.router))
-            return Result(0, done=True)
-        return self._pass(world, None, deleting=True)
+        except Conflict:
+            return Result(0)
+        return Result(0, done=True)
+
+    def kill_switch(self, namespace: str) -> str | None:
+        """Return who pulled the cluster-wide kill switch and why; None when it is not pulled.
+
+        Args:
+            namespace: The operator's own.
+
+        Raises:
+            ClusterError: The API server did not answer.
+        """
+        return kill_switch(self._cluster.get("ConfigMap", namespace, names.KILL_SWITCH_CONFIGMAP))
 
     def _pass(self, world: World, cluster_kill: str | None, *, deleting: bool) -> Result:
         rollout = world.rollout
+        problem = None
         try:
             self._actor.act(world, self._clock())
-        except TemplateError as error:
-            logger.warning("The target cannot be worked with: %s", error)
+        except Conflict:
+            # What was read is no longer so, such as a pod that is gone by now.
+            return Result(0)
+        except (TemplateError, Refused) as error:
+            # What cannot be done must not keep a rollback from being decided.
+            logger.warning("Cannot do what the status says: %s", error)
+            reason = error.reason if isinstance(error, TemplateError) else "RefusedByAPIServer"
+            problem = Problem(reason, str(error))
         now = self._clock()
         asked = requests(world, cluster_kill, deleting=deleting)
-        seen = observe(world, asked, self._cluster, self._metrics, self._traffic, now)
+        seen = observe(world, asked, self._cluster, self._metrics, self._traffic, now, problem)
         decision = decide(Plan.of(rollout.spec), rollout.status, seen, now)
         if decision.status != rollout.status:
             document = rollout.model_copy(update={"status": decision.status}).status_document()

@@ -26,6 +26,8 @@ class World:
     canary: Object | None = None
     router: Object | None = None
     router_config: Object | None = None
+    taken_by: str | None = None
+    """Another rollout that drives the router now; None when it is ours or free to be taken."""
     baseline_pods: list[Object] = field(default_factory=list)
     canary_pods: list[Object] = field(default_factory=list)
 
@@ -38,6 +40,11 @@ class World:
     def router_free(self) -> bool:
         """Whether the router's last holder has ended."""
         return annotations_of(self.router_config).get(names.ANNOTATION_SETTLED) == "true"
+
+    @property
+    def mine(self) -> bool:
+        """Whether the router's weights are set by this rollout."""
+        return self.holder == identity(self.rollout)
 
 
 def identity(rollout: KVQuantRollout) -> str:
@@ -82,6 +89,8 @@ def read(cluster: Cluster, raw: Object) -> World:
     world.target = cluster.get("Deployment", namespace, rollout.spec.target_ref.name)
     router = status.router or router_name(rollout, world.target)
     world.router_config = cluster.get("ConfigMap", namespace, router)
+    if not status.settled:
+        world.taken_by = _other_holder(cluster, world)
     if world.target is not None:
         try:
             selector = target_selector(world.target)
@@ -95,6 +104,29 @@ def read(cluster: Cluster, raw: Object) -> World:
             "Pod", namespace, {names.LABEL_POOL: status.canary.deployment}
         )
     return world
+
+
+def _other_holder(cluster: Cluster, world: World) -> str | None:
+    """Return the living rollout that drives the router in place of this one, if there is one."""
+    if world.holder is None or world.mine or world.router_free:
+        return None
+    name, _, uid = world.holder.partition("/")
+    other = cluster.get(names.KIND, world.rollout.metadata.namespace, name)
+    lives = other is not None and other["metadata"].get("uid") == uid
+    return name if lives else None
+
+
+def kill_switch(config: Object | None) -> str | None:
+    """Return why and by whom the cluster-wide kill switch is pulled; None when it is not.
+
+    Args:
+        config: The ConfigMap that is the switch; None when there is none.
+    """
+    data = (config or {}).get("data") or {}
+    if data.get("killed") != "true":
+        return None
+    why, who = data.get("reason") or "no reason given", data.get("by") or "unknown"
+    return f"whole cluster: {why} (by {who})"
 
 
 def pod_view(pod: Object, container: str | None) -> PodView:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from kvquant.engines import vllm
@@ -43,7 +45,7 @@ def test_refuses_a_shell_line_and_says_what_to_write_instead() -> None:
 
 
 def test_replaces_the_dtype_wherever_it_was_given_and_changes_nothing_else() -> None:
-    container = {
+    container: dict[str, Any] = {
         "name": "c",
         "command": ["vllm", "serve", "m", "--kv-cache-dtype=auto"],
         "args": ["--port", "9000", "--kv-cache-dtype", "fp8", "--max-num-seqs", "64"],

@@ -237,7 +237,7 @@ class Status(Model):
     """The latest verdict or the reason to wait, in a few words."""
     analysis: AnalysisReport | None = None
     """The latest look at the evidence."""
-    regime_proof: Annotated[tuple[PodProof, ...], Field(max_length=64)] = ()
+    regime_proof: Annotated[tuple[PodProof, ...], Field(max_length=512)] = ()
     """Regime proof by canary pod."""
     proven_capacity_tokens: int | None = None
     """Tokens that the first proven canary pod's KV cache holds: the yardstick for pods that start

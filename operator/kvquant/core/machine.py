@@ -3,14 +3,14 @@
 Read `decide` first, then one function per phase. What always holds:
 
 - the weights are committed by `Turn.commit_weights` and come from the state alone;
-- the step rises by one at a time, and only out of `_advance`;
+- the step rises by one at a time, and only out of `moves.advance`;
 - only a verdict of PASS, or a person who says promote, lets a step advance; only FAIL rolls back;
 - rollback comes before everything else: pause, holds and a Prometheus outage do not stop it.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from kvquant.api.v1alpha1 import (
     DecisionKind,
@@ -23,7 +23,17 @@ from kvquant.api.v1alpha1 import (
 from kvquant.core import analysis
 from kvquant.core.conditions import describe
 from kvquant.core.evidence import worst
-from kvquant.core.observation import Observation, PodView, deaths_since
+from kvquant.core.gates import (
+    deadline,
+    drained,
+    fails_to_start,
+    pods_serve,
+    proofs,
+    router_trouble,
+    trouble,
+)
+from kvquant.core.moves import advance, prepare_next, promote, roll_back
+from kvquant.core.observation import Observation, deaths_since
 from kvquant.core.plan import Plan, replicas_for
 from kvquant.core.turn import Decision, Turn
 
@@ -39,13 +49,6 @@ PATIENT = timedelta(seconds=15)
 IDLE = timedelta(seconds=60)
 """Time between looks at a rollout that has ended; they undo drift."""
 
-DRAIN_AT_LEAST = timedelta(seconds=15)
-"""Prometheus must have scraped the routers after the traffic left before its count of requests
-in flight can be believed."""
-
-START_FAILURES = 3
-"""Restarts of a canary's engine before it ever served that end the attempt."""
-
 
 def decide(plan: Plan, status: Status, seen: Observation, now: datetime) -> Decision:
     """Return what the status becomes in the light of what was seen.
@@ -59,16 +62,25 @@ def decide(plan: Plan, status: Status, seen: Observation, now: datetime) -> Deci
     turn = Turn(plan, seen, now, status)
     turn.set(observed_generation=seen.generation)
     _kill_switch(turn)
+    _resume(turn)
     running = turn.status.phase in RUNNING
     if running and _new_token(seen.requests.abort, status.handled.abort):
         _handled(turn, abort=seen.requests.abort)
-        _roll_back(turn, "AbortRequested", f"Aborted on request ({seen.requests.abort}).")
+        roll_back(turn, "AbortRequested", f"Aborted on request ({seen.requests.abort}).")
     elif running and seen.spec_hash != status.spec_hash:
-        _roll_back(
+        roll_back(
             turn,
             "SpecChanged",
             "The spec was changed while the rollout was on its way: traffic goes back to the "
             "baseline, then the new spec starts over.",
+        )
+    elif running and seen.router_taken_by is not None:
+        roll_back(
+            turn,
+            "RouterBusy",
+            f"Rollout {seen.router_taken_by!r} drives router {turn.status.router} now: nothing is "
+            "measured or moved on another rollout's traffic. This one starts over when the router "
+            "is free.",
         )
     else:
         _PHASES[turn.status.phase](turn)
@@ -98,6 +110,14 @@ def _kill_switch(turn: Turn) -> None:
         turn.record(
             DecisionKind.UNKILL, "Unkilled", "The kill switch was lifted; the steps start over."
         )
+
+
+def _resume(turn: Turn) -> None:
+    """Let the time of a pause not count against the progress deadline."""
+    before = turn.status.condition("Paused")
+    ended = before is not None and before.status == "True" and not turn.seen.requests.paused
+    if ended and turn.status.phase in RUNNING:
+        turn.set(phase_started_at=turn.now)
 
 
 def _pending(turn: Turn) -> None:
@@ -151,9 +171,13 @@ def _pending(turn: Turn) -> None:
 
 def _provisioning(turn: Turn) -> None:
     turn.requeue_after = WATCHFUL
-    if _fails_to_start(turn):
+    if fails_to_start(turn):
         return
-    wanted = _canary(turn).replicas
+    if turn.seen.problem is not None:
+        turn.hold(turn.seen.problem.reason, turn.seen.problem.message)
+        deadline(turn)
+        return
+    wanted = turn.canary.replicas
     ready = [pod for pod in turn.seen.canary_pods if pod.ready]
     if len(ready) >= wanted and turn.seen.router.follows:
         turn.enter(Phase.VERIFYING)
@@ -165,61 +189,61 @@ def _provisioning(turn: Turn) -> None:
         )
         return
     if len(ready) < wanted:
-        why = _trouble(turn.seen.canary_pods) or "waiting for their model to load"
+        why = trouble(turn.seen.canary_pods) or "waiting for their model to load"
         turn.hold("CanaryNotReady", f"{len(ready)} of {wanted} canary pods are ready: {why}")
     else:
-        turn.hold("RouterNotReady", _router_trouble(turn))
-    _deadline(turn)
+        turn.hold("RouterNotReady", router_trouble(turn))
+    deadline(turn)
 
 
 def _verifying(turn: Turn) -> None:
     turn.requeue_after = WATCHFUL
-    if _proofs(turn) or _fails_to_start(turn):
+    if proofs(turn) or fails_to_start(turn):
         return
     if turn.status.killed:
         turn.requeue_after = PATIENT
         turn.hold("Killed", "The kill switch holds: every request goes to the baseline.")
-    elif not _pods_serve(turn):
-        _deadline(turn)
+    elif not pods_serve(turn):
+        deadline(turn)
     elif turn.seen.requests.paused:
         turn.hold("Paused", f"Paused: {turn.seen.requests.paused}")
     else:
-        _advance(turn, "Every canary pod has passed the regime proof.")
+        advance(turn, "Every canary pod has passed the regime proof.")
 
 
 def _progressing(turn: Turn) -> None:
     turn.requeue_after = turn.plan.interval
-    if _proofs(turn):
+    if proofs(turn):
         return
     report = _analyse(turn)
     turn.set(analysis=report)
     if report.verdict is Verdict.FAIL:
-        _roll_back(turn, "AnalysisFailed", f"{report.message} {_ended(turn)}".strip())
+        roll_back(turn, "AnalysisFailed", f"{report.message} {_ended(turn)}".strip())
         return
     if turn.status.next_step is not None:
         turn.requeue_after = WATCHFUL
         if turn.seen.requests.paused:
             turn.hold("Paused", f"Paused: {turn.seen.requests.paused}")
-        elif _pods_serve(turn):
-            _advance(turn, turn.status.verdict or "")
+        elif pods_serve(turn):
+            advance(turn, f"Step {turn.status.step} passed, and every canary pod serves.")
         else:
-            _deadline(turn)
+            deadline(turn)
         return
-    promote = turn.seen.requests.promote
-    asked = _new_token(promote, turn.status.handled.promote)
+    token = turn.seen.requests.promote
+    asked = _new_token(token, turn.status.handled.promote)
     why_not = _why_not_advance(turn, report.verdict, report.message)
     if why_not is not None and not asked:
         turn.hold(*why_not)
         return
     if asked:
-        _handled(turn, promote=promote)
-        reason = f"on request ({promote}), without waiting for more evidence"
+        _handled(turn, promote=token)
+        reason = f"on request ({token}), without waiting for more evidence"
     else:
         reason = report.message
     if turn.status.step == len(turn.plan.steps):
-        _promote(turn, reason)
+        promote(turn, reason)
     else:
-        _prepare_next(turn, reason)
+        prepare_next(turn, reason)
 
 
 def _why_not_advance(turn: Turn, verdict: Verdict, message: str) -> tuple[str, str] | None:
@@ -227,8 +251,10 @@ def _why_not_advance(turn: Turn, verdict: Verdict, message: str) -> tuple[str, s
     step = turn.plan.steps[turn.status.step - 1]
     if turn.seen.requests.paused:
         return "Paused", f"Paused: {turn.seen.requests.paused}"
+    if turn.seen.problem is not None:
+        return turn.seen.problem.reason, turn.seen.problem.message
     if not turn.seen.router.follows:
-        return "RouterNotReady", _router_trouble(turn)
+        return "RouterNotReady", router_trouble(turn)
     if verdict is Verdict.ERROR:
         return "MetricsUnavailable", message
     if turn.seen.evidence is not None and (
@@ -261,53 +287,6 @@ def _never_enough(turn: Turn) -> str:
     )
 
 
-def _prepare_next(turn: Turn, reason: str) -> None:
-    step = turn.status.step + 1
-    canary, baseline = _canary(turn), _baseline(turn)
-    wanted = replicas_for(turn.plan.weight(step), baseline.replicas)
-    # Pods are only added within an attempt: traffic has to leave a pod before it may go.
-    replicas = max(canary.replicas, wanted)
-    turn.set(
-        next_step=step,
-        canary=canary.model_copy(update={"replicas": replicas}),
-        phase_started_at=turn.now,
-        verdict=f"Step {turn.status.step} passed: {reason}",
-    )
-    turn.requeue_after = timedelta(0)
-
-
-def _advance(turn: Turn, reason: str) -> None:
-    """Go one step up: the only place where a step rises."""
-    step = turn.status.step + 1
-    turn.enter(
-        Phase.PROGRESSING,
-        step=step,
-        next_step=None,
-        previous_step_started_at=(
-            turn.status.step_started_at or turn.status.previous_step_started_at
-        ),
-        step_started_at=turn.now,
-        analysis=None,
-    )
-    turn.record(
-        DecisionKind.ADVANCE,
-        "StepStarted",
-        f"Step {step}/{len(turn.plan.steps)}: canary {turn.plan.weight(step)} %. {reason}".strip(),
-    )
-    turn.requeue_after = timedelta(0)
-
-
-def _promote(turn: Turn, reason: str) -> None:
-    turn.enter(Phase.PROMOTED, promoted_at=turn.now, next_step=None)
-    turn.record(
-        DecisionKind.PROMOTE,
-        "Promoted",
-        f"{_canary(turn).deployment} is the serving pool now: {reason} "
-        f"{_baseline(turn).deployment} keeps its pods for {turn.plan.rollback_window}.",
-    )
-    turn.requeue_after = timedelta(0)
-
-
 def _promoted(turn: Turn) -> None:
     abort = turn.seen.requests.abort
     if turn.status.settled:
@@ -316,26 +295,31 @@ def _promoted(turn: Turn) -> None:
             turn.hold(
                 "SpecChangedAfterPromotion",
                 "This rollout has ended in promotion. To change the dtype again, make a new "
-                f"KVQuantRollout with targetRef.name: {_canary(turn).deployment}.",
+                f"KVQuantRollout with targetRef.name: {turn.canary.deployment}.",
             )
-        _proofs(turn, may_fail=False)
+        proofs(turn, may_fail=False)
         return
     if _new_token(abort, turn.status.handled.abort):
         _handled(turn, abort=abort)
-        _roll_back(turn, "AbortRequested", f"Aborted within the rollback window ({abort}).")
+        roll_back(turn, "AbortRequested", f"Aborted within the rollback window ({abort}).")
         return
-    if _proofs(turn):
+    if proofs(turn):
         return
     left = turn.plan.rollback_window - turn.since_phase()
     if left > timedelta(0):
         turn.requeue_after = min(PATIENT, left)
-        turn.set(verdict=f"Promoted; the rollback window closes in {int(left.total_seconds())} s.")
+        # An instant and no countdown, because each new text is a write.
+        closes = (turn.now + left).astimezone(UTC)
+        turn.set(verdict=f"Promoted; the rollback window closes at {closes:%H:%M:%S} UTC.")
         return
-    drained = _drained(turn, of_canary=False)
-    if not drained:
+    if turn.seen.problem is not None or turn.seen.router_taken_by is not None:
+        turn.requeue_after = PATIENT
+        turn.hold("RouterNotReady", "The old pool keeps its pods: " + _obstacle(turn))
+        return
+    if not drained(turn, of_canary=False):
         turn.requeue_after = WATCHFUL
         return
-    baseline = _baseline(turn)
+    baseline = turn.baseline
     replicas = baseline.replicas if turn.plan.keep_old_pool else 0
     turn.set(settled=True, baseline=baseline.model_copy(update={"replicas": replicas}))
     fate = "keeps its pods" if turn.plan.keep_old_pool else "is scaled to zero"
@@ -346,18 +330,11 @@ def _promoted(turn: Turn) -> None:
     )
 
 
-def _roll_back(turn: Turn, reason: str, message: str) -> None:
-    rejected = None if reason == "SpecChanged" else turn.status.spec_hash
-    turn.enter(Phase.ROLLING_BACK, next_step=None, promoted_at=None, rejected_spec_hash=rejected)
-    turn.record(DecisionKind.ROLL_BACK, reason, message)
-    turn.requeue_after = timedelta(0)
-
-
 def _rolling_back(turn: Turn) -> None:
     turn.requeue_after = WATCHFUL
-    if not _drained(turn, of_canary=True):
+    if not drained(turn, of_canary=True):
         return
-    canary = _canary(turn)
+    canary = turn.canary
     cause = next(
         (d for d in reversed(turn.status.decisions) if d.kind is DecisionKind.ROLL_BACK), None
     )
@@ -379,7 +356,7 @@ def _rolled_back(turn: Turn) -> None:
     asked = _new_token(retry, turn.status.handled.retry)
     if asked:
         _handled(turn, retry=retry)
-    if asked or turn.seen.spec_hash != turn.status.spec_hash:
+    if asked or turn.seen.spec_hash != turn.status.rejected_spec_hash:
         turn.set(settled=False, analysis=None, regime_proof=())
         turn.enter(Phase.PENDING, step=0, step_started_at=None)
         turn.requeue_after = timedelta(0)
@@ -400,73 +377,6 @@ def _analyse(turn: Turn) -> analysis.AnalysisReport:
     )
 
 
-def _proofs(turn: Turn, *, may_fail: bool = True) -> bool:
-    """Keep the latest proofs; roll back and return True when a pod is proven wrong."""
-    turn.set(regime_proof=turn.seen.proofs)
-    for proof in turn.seen.proofs:
-        if proof.verdict is Verdict.PASS and turn.status.proven_capacity_tokens is None:
-            turn.set(proven_capacity_tokens=proof.capacity_tokens)
-    wrong = [proof for proof in turn.seen.proofs if proof.verdict is Verdict.FAIL]
-    if wrong and may_fail:
-        _roll_back(turn, "RegimeProofFailed", worst([f"{p.pod}: {p.message}" for p in wrong]))
-    return bool(wrong) and may_fail
-
-
-def _pods_serve(turn: Turn) -> bool:
-    """Tell whether as many verified pods serve as asked for; else say what is missing."""
-    pods, wanted = turn.seen.canary_pods, _canary(turn).replicas
-    serving = [pod for pod in pods if pod.ready and pod.serving]
-    if len(serving) >= wanted and turn.seen.router.follows:
-        return True
-    if len(serving) >= wanted:
-        turn.hold("RouterNotReady", _router_trouble(turn))
-    elif unproven := [p for p in turn.seen.proofs if p.verdict is not Verdict.PASS]:
-        turn.hold("RegimeNotProven", worst([f"{p.pod}: {p.message}" for p in unproven]))
-    else:
-        why = _trouble(pods) or "waiting for them to become ready and verified"
-        turn.hold("CanaryNotReady", f"{len(serving)} of {wanted} canary pods serve: {why}")
-    return False
-
-
-def _fails_to_start(turn: Turn) -> bool:
-    """Roll back when an engine keeps dying before it ever served: a retry would not help."""
-    dying = [pod for pod in turn.seen.canary_pods if pod.restarts >= START_FAILURES]
-    if dying:
-        _roll_back(
-            turn,
-            "EngineFailsToStart",
-            worst(
-                [f"{p.name} ended {p.restarts} times before it served ({p.death})" for p in dying]
-            ),
-        )
-    return bool(dying)
-
-
-def _deadline(turn: Turn) -> None:
-    if turn.since_phase() > turn.plan.progress_deadline:
-        _roll_back(
-            turn,
-            "ProgressDeadlineExceeded",
-            f"Not done within {turn.plan.progress_deadline}: {turn.status.verdict}",
-        )
-
-
-def _drained(turn: Turn, *, of_canary: bool) -> bool:
-    """Tell whether the pool that lost its traffic has finished its requests, or had its time.
-
-    The clock counts from the beginning of the phase, in which the traffic left. A canary that
-    never reached a step has never had any.
-    """
-    waited = turn.since_phase()
-    if turn.status.step_started_at is None or waited >= turn.plan.drain_timeout:
-        return True
-    if waited < DRAIN_AT_LEAST or not turn.seen.router.follows or turn.seen.evidence is None:
-        return False
-    evidence = turn.seen.evidence
-    arm = evidence.canary if of_canary else evidence.baseline
-    return arm.active == 0
-
-
 def _ended(turn: Turn) -> str:
     """Name the canary's engines that ended in this step, with the reason that Kubernetes gives.
 
@@ -478,16 +388,10 @@ def _ended(turn: Turn) -> str:
     return f"Ended: {worst([f'{p.name} ({p.death})' for p in dead])}." if dead else ""
 
 
-def _trouble(pods: tuple[PodView, ...]) -> str:
-    return worst([f"{pod.name}: {pod.trouble}" for pod in pods if pod.trouble])
-
-
-def _router_trouble(turn: Turn) -> str:
-    router = turn.seen.router
-    return (
-        f"Router {turn.status.router}: {router.available} pods available, {router.connected} "
-        f"connected to the operator, {router.applied} follow the committed weights."
-    )
+def _obstacle(turn: Turn) -> str:
+    if turn.seen.problem is not None:
+        return turn.seen.problem.message
+    return f"rollout {turn.seen.router_taken_by!r} drives the router."
 
 
 def _new_token(token: str | None, handled: str | None) -> bool:
@@ -496,16 +400,6 @@ def _new_token(token: str | None, handled: str | None) -> bool:
 
 def _handled(turn: Turn, **tokens: str | None) -> None:
     turn.set(handled=turn.status.handled.model_copy(update=tokens))
-
-
-def _canary(turn: Turn) -> Pool:
-    assert turn.status.canary is not None, "the attempt has begun"  # noqa: S101
-    return turn.status.canary
-
-
-def _baseline(turn: Turn) -> Pool:
-    assert turn.status.baseline is not None, "the attempt has begun"  # noqa: S101
-    return turn.status.baseline
 
 
 _PHASES = {

@@ -97,7 +97,8 @@ class Observation:
         generation: Generation of the spec that was read.
         spec_hash: Hash of that spec.
         requests: What people asked for.
-        problem: Why the rollout cannot begin or go on; None when it can.
+        problem: Why the rollout cannot begin, or what the status says cannot be done; else None.
+        router_taken_by: Another rollout that drives the router; None when none does.
         candidate: What an attempt would work with; None while there is a problem.
         baseline_pods: Pods of the pool that served when the rollout began.
         canary_pods: Pods of the pool with the quantized cache.
@@ -111,6 +112,7 @@ class Observation:
     spec_hash: str
     requests: Requests = Requests()
     problem: Problem | None = None
+    router_taken_by: str | None = None
     candidate: Candidate | None = None
     baseline_pods: tuple[PodView, ...] = ()
     canary_pods: tuple[PodView, ...] = ()

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from kvquant.api.conditions import set_condition
-from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord, Phase, Status, Weights
+from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord, Phase, Pool, Status, Weights
 from kvquant.core.observation import Observation
 from kvquant.core.plan import Plan
 
@@ -85,7 +85,12 @@ class Turn:
             weight=self.status.weights.canary,
             message=message[:2048],
         )
-        self.set(decisions=(*self.status.decisions, entry)[-DECISIONS_KEPT:], verdict=message[:256])
+        decisions = [*self.status.decisions, entry]
+        while len(decisions) > DECISIONS_KEPT:
+            # Waits come in any number; what was done and why must not be pushed out by them.
+            waits = (i for i, d in enumerate(decisions) if d.kind is DecisionKind.HOLD)
+            decisions.pop(next(waits, 0))
+        self.set(decisions=tuple(decisions), verdict=message[:256])
         type_ = "Warning" if kind in WARNINGS else "Normal"
         self.announcements.append(Announcement(type_, reason, message[:1000]))
 
@@ -96,6 +101,18 @@ class Turn:
         if before is None or before.status != "True" or before.reason != reason:
             self.record(DecisionKind.HOLD, reason, message)
         self.set(verdict=message[:256])
+
+    @property
+    def baseline(self) -> Pool:
+        """The pool that served when the attempt began."""
+        assert self.status.baseline is not None, "the attempt has begun"  # noqa: S101
+        return self.status.baseline
+
+    @property
+    def canary(self) -> Pool:
+        """The pool with the quantized cache."""
+        assert self.status.canary is not None, "the attempt has begun"  # noqa: S101
+        return self.status.canary
 
     def since_phase(self) -> timedelta:
         """Return how long the phase has lasted."""

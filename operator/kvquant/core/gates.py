@@ -1,0 +1,107 @@
+"""What must hold before a rollout moves: proven pods, routers that follow, drained pools.
+
+Each gate tells whether it is open; a closed one says on the turn what it waits for, and those that
+find what cannot be waited for roll back.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from kvquant.api.v1alpha1 import Verdict
+from kvquant.core.evidence import worst
+from kvquant.core.moves import roll_back
+from kvquant.core.observation import PodView
+from kvquant.core.turn import Turn
+
+DRAIN_AT_LEAST = timedelta(seconds=15)
+"""Prometheus must have scraped the routers after the traffic left before its count of requests
+in flight can be believed."""
+
+START_FAILURES = 3
+"""Restarts of a canary's engine before it ever served that end the attempt."""
+
+
+def proofs(turn: Turn, *, may_fail: bool = True) -> bool:
+    """Keep the latest proofs; roll back and return True when a pod is proven wrong."""
+    turn.set(regime_proof=turn.seen.proofs)
+    for proof in turn.seen.proofs:
+        if proof.verdict is Verdict.PASS and turn.status.proven_capacity_tokens is None:
+            turn.set(proven_capacity_tokens=proof.capacity_tokens)
+    wrong = [proof for proof in turn.seen.proofs if proof.verdict is Verdict.FAIL]
+    if wrong and may_fail:
+        roll_back(turn, "RegimeProofFailed", worst([f"{p.pod}: {p.message}" for p in wrong]))
+    return bool(wrong) and may_fail
+
+
+def pods_serve(turn: Turn) -> bool:
+    """Tell whether as many verified pods serve as asked for; else say what is missing."""
+    pods, wanted = turn.seen.canary_pods, turn.canary.replicas
+    serving = [pod for pod in pods if pod.ready and pod.serving]
+    if turn.seen.problem is not None:
+        turn.hold(turn.seen.problem.reason, turn.seen.problem.message)
+        return False
+    if len(serving) >= wanted and turn.seen.router.follows:
+        return True
+    if len(serving) >= wanted:
+        turn.hold("RouterNotReady", router_trouble(turn))
+    elif unproven := [p for p in turn.seen.proofs if p.verdict is not Verdict.PASS]:
+        turn.hold("RegimeNotProven", worst([f"{p.pod}: {p.message}" for p in unproven]))
+    else:
+        why = trouble(pods) or "waiting for them to become ready and verified"
+        turn.hold("CanaryNotReady", f"{len(serving)} of {wanted} canary pods serve: {why}")
+    return False
+
+
+def fails_to_start(turn: Turn) -> bool:
+    """Roll back when an engine keeps dying before it ever served: a retry would not help."""
+    dying = [pod for pod in turn.seen.canary_pods if pod.restarts >= START_FAILURES]
+    if dying:
+        roll_back(
+            turn,
+            "EngineFailsToStart",
+            worst(
+                [f"{p.name} ended {p.restarts} times before it served ({p.death})" for p in dying]
+            ),
+        )
+    return bool(dying)
+
+
+def deadline(turn: Turn) -> None:
+    """Roll back when the pods or routers have taken longer than the spec allows."""
+    if turn.since_phase() > turn.plan.progress_deadline:
+        roll_back(
+            turn,
+            "ProgressDeadlineExceeded",
+            f"Not done within {turn.plan.progress_deadline}: {turn.status.verdict}",
+        )
+
+
+def drained(turn: Turn, *, of_canary: bool) -> bool:
+    """Tell whether the pool that lost its traffic has finished its requests, or had its time.
+
+    The clock counts from the beginning of the phase, in which the traffic left. A canary that
+    never reached a step has never had any.
+    """
+    waited = turn.since_phase()
+    if turn.status.step_started_at is None or waited >= turn.plan.drain_timeout:
+        return True
+    if waited < DRAIN_AT_LEAST or not turn.seen.router.follows or turn.seen.evidence is None:
+        return False
+    evidence = turn.seen.evidence
+    arm = evidence.canary if of_canary else evidence.baseline
+    return arm.active == 0
+
+
+def trouble(pods: tuple[PodView, ...]) -> str:
+    """Return why pods are not ready, in the words of scheduler and kubelet."""
+    return worst([f"{pod.name}: {pod.trouble}" for pod in pods if pod.trouble])
+
+
+def router_trouble(turn: Turn) -> str:
+    """Return how far the router's pods have followed."""
+    router = turn.seen.router
+    return (
+        f"Router {turn.status.router}: {router.available} pods available, {router.connected} "
+        f"connected to the operator, {router.applied} follow the committed weights."
+    )
