@@ -12,8 +12,6 @@ from enum import StrEnum
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-import click
-
 from kvquant.api.fields import Model
 from kvquant.cli.documents import ListDocument, RolloutDocument
 from kvquant.cli.program import kvquant
@@ -86,9 +84,10 @@ def reference() -> str:
 
 def _verbs() -> Iterator[str]:
     yield "## Verbs\n"
-    parent = click.Context(kvquant, info_name="kubectl kvquant", terminal_width=COLUMNS)
+    size: dict[str, Any] = {"resilient_parsing": True, "terminal_width": COLUMNS}
+    parent = kvquant.make_context("kubectl kvquant", [], **size)
     for name, command in kvquant.commands.items():
-        context = click.Context(command, parent, name, terminal_width=COLUMNS)
+        context = command.make_context(name, [], parent, **size)
         yield f"### {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
 
 

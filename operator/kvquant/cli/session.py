@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from yaml import YAMLError
 
 from kvquant import errors
 from kvquant.cli.errors import Failure, explain
@@ -72,11 +73,12 @@ def connect(access: Access) -> Connected:
             connection = Connection.in_cluster(timeouts)
         else:
             connection = Connection.from_kubeconfig(access.kubeconfig, access.context, timeouts)
-    except (OSError, TypeError, ValueError, KeyError) as error:
+    except (OSError, TypeError, ValueError, LookupError, AttributeError, YAMLError) as error:
         # The client lets what it stumbles over in a broken file through as it comes.
         where = access.kubeconfig or "$KUBECONFIG or ~/.kube/config"
+        said = " ".join(str(error).split())
         raise errors.ClusterError(
-            f"the kubeconfig {where} is broken ({error}): see `kubectl config view`"
+            f"the kubeconfig {where} is broken ({said}): see `kubectl config view`"
         ) from error
 
     def fetch(path: str, query: Mapping[str, str]) -> tuple[int, str]:

@@ -394,3 +394,87 @@ def test_called_by_kubectl_it_suggests_kubectl_commands() -> None:
     stage.put(made.rolled_back())
     result = stage.run("promote", "llama-int8", program="kubectl kvquant")
     assert "kubectl kvquant retry llama-int8 -n inference" in result.stderr
+
+
+SWITCH_DENIED = (
+    'configmaps "kvquant-kill-switch" is forbidden: User "alice" cannot patch resource '
+    '"configmaps" in API group "" in the namespace "kvquant-system" (HTTP 403)'
+)
+LIST_DENIED = (
+    'kvquantrollouts.kvquant.dev is forbidden: User "alice" cannot list resource '
+    '"kvquantrollouts" in API group "kvquant.dev" at the cluster scope (HTTP 403)'
+)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_who_may_only_look_is_told_which_role_steers(verb: str) -> None:
+    raw = {"retry": made.rolled_back("llama-fp8"), "resume": made.paused(), "unkill": made.killed()}
+    denial = LIST_DENIED.replace("list", "patch").replace(
+        "at the cluster scope", 'in the namespace "inference"'
+    )
+    stage = Stage()
+    stage.put(raw.get(verb, made.progressing()))
+    stage.cluster.faults.append(Fault(Refused(denial), verb="patch"))
+    result = stage.run(verb, "llama-fp8")
+    assert result.exit_code == 1
+    assert "RoleBinding to the ClusterRole kvquant-edit in namespace inference" in result.stderr
+    assert "Done" not in result.stdout
+
+
+def test_who_may_not_throw_the_switch_of_the_cluster_is_told_the_role_that_may() -> None:
+    stage = Stage()
+    stage.cluster.faults.append(Fault(Refused(SWITCH_DENIED), verb="apply"))
+    result = stage.run("kill", "--all")
+    assert result.exit_code == 1
+    assert 'cannot patch resource "configmaps"' in result.stderr
+    assert "Role kvquant-kill-switch in namespace kvquant-system" in result.stderr
+
+
+@pytest.mark.parametrize(("verb", "state"), [("kill", "on"), ("unkill", "off")])
+def test_who_may_not_see_every_rollout_still_hears_that_the_switch_was_thrown(
+    verb: str, state: str
+) -> None:
+    stage = Stage()
+    if verb == "unkill":
+        stage.run("kill", "--all")
+    stage.cluster.faults.append(Fault(Refused(LIST_DENIED), verb="list"))
+    result = stage.run(verb, "--all")
+    assert result.exit_code == 1
+    assert f"the kill switch of the whole cluster is {state}" in result.stderr
+    assert "ClusterRoleBinding to the ClusterRole kvquant-view in the whole" in result.stderr
+    switch = stage.cluster.get("ConfigMap", "kvquant-system", "kvquant-kill-switch")
+    assert switch is not None
+    assert switch["data"]["killed"] == ("true" if verb == "kill" else "false")
+
+
+def test_a_cluster_wide_kill_that_a_rollout_does_not_follow_is_no_success() -> None:
+    stage = Stage()
+    stage.put(made.progressing())
+    result = stage.run("kill", "--all", "--timeout", "3s")
+    assert result.exit_code == 1
+    assert stage.waited == pytest.approx(3)
+    assert "not taken up within 3 s" in result.stderr
+
+
+def test_a_denial_in_other_words_still_says_how_to_look() -> None:
+    stage = Stage()
+    stage.cluster.faults.append(Fault(Refused("policy says no (HTTP 403)"), verb="get"))
+    result = stage.run("pause", "llama-fp8")
+    assert result.exit_code == 1
+    assert "policy says no" in result.stderr
+    assert "kubectl auth can-i --list" in result.stderr
+
+
+def test_the_role_of_the_kill_switch_fits_the_object_that_is_written() -> None:
+    from kvquant.api import names
+    from tests import manifests
+
+    (role,) = [
+        document
+        for _, document in manifests.of_kind("Role")
+        if document["metadata"]["name"] == "kvquant-kill-switch"
+    ]
+    assert role["metadata"]["namespace"] == "kvquant-system"
+    (rule,) = role["rules"]
+    assert rule["resourceNames"] == [names.KILL_SWITCH_CONFIGMAP]
+    assert {"get", "create", "patch"} == set(rule["verbs"])

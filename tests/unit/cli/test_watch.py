@@ -66,23 +66,20 @@ def test_into_a_pipe_trouble_goes_to_stderr_once() -> None:
 
 
 def test_a_rollout_that_is_deleted_meanwhile_ends_it_with_a_sentence() -> None:
-    stage = Stage(breaks_after=9)
+    stage = Stage(paint=SCREEN, breaks_after=9)
     stage.put(made.progressing())
+    real = stage.cluster.get
 
-    def vanish(_: dict[str, Any]) -> None:
-        stage.cluster.vanish("KVQuantRollout", "inference", "llama-fp8")
+    def get(kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        if stage.waited > 3:
+            stage.cluster.vanish(kind, namespace, name)
+        return real(kind, namespace, name)
 
-    real = stage.cluster.edit
-
-    def edit(kind: str, namespace: str, name: str, _: Any) -> None:
-        vanish({})
-
-    stage.operator = vanish
-    stage.cluster.edit = edit  # type: ignore[method-assign]
+    stage.cluster.get = get  # type: ignore[method-assign]
     result = stage.run("status", "llama-fp8", "--watch")
-    stage.cluster.edit = real  # type: ignore[method-assign]
     assert result.exit_code == 1
     assert "no rollout 'llama-fp8'" in result.stderr
+    assert result.stdout.endswith(SHOW)
 
 
 # What goes well.
