@@ -147,6 +147,9 @@ class Actor:
                 annotations={
                     names.ANNOTATION_HOLDER: identity(world.rollout),
                     names.ANNOTATION_SETTLED: "true" if status.settled else "false",
+                    names.ANNOTATION_SERVING_POOL: (
+                        canary.deployment if status.phase is Phase.PROMOTED else baseline.deployment
+                    ),
                 },
             )
         ):

@@ -155,14 +155,15 @@ def _candidate(world: World, cluster: Cluster) -> Candidate:
             f"spec.kvCache.dtype: Deployment {wanted} runs {running} already; ask for another.",
         )
     replicas = int(target["spec"].get("replicas", 1))
+    router = router_name(rollout, target)
+    _refuse_busy_router(world, router)
+    _refuse_idle_target(world, router, cluster)
     if not any(pod_view(pod, container["name"]).ready for pod in world.baseline_pods):
         raise TemplateError(
             "TargetNotReady",
             f"spec.targetRef.name: Deployment {wanted} has no ready pod, so there is nothing to "
             "compare a canary with. Bring it up first.",
         )
-    router = router_name(rollout, target)
-    _refuse_busy_router(world, router)
     slot = labels_of(target).get(names.LABEL_SLOT, names.SLOTS[0])
     other = names.SLOTS[1] if slot == names.SLOTS[0] else names.SLOTS[0]
     pool = pool_name(rollout)
@@ -196,6 +197,23 @@ def _refuse_busy_router(world: World, router: str) -> None:
             "RouterBusy",
             f"spec.traffic.router: rollout {world.taken_by!r} still drives router {router}; this "
             "one begins when that one has ended and its rollback window is closed.",
+        )
+
+
+def _refuse_idle_target(world: World, router: str, cluster: Cluster) -> None:
+    """Refuse a target that the router sends nothing to, such as the pool before a promotion.
+
+    The first weights of a rollout give everything to its target: all traffic would jump there.
+    """
+    wanted = world.rollout.spec.target_ref.name
+    serving = annotations_of(world.router_config).get(names.ANNOTATION_SERVING_POOL, wanted)
+    if serving == wanted:
+        return
+    if cluster.get("Deployment", world.rollout.metadata.namespace, serving) is not None:
+        raise TemplateError(
+            "TargetNotServing",
+            f"spec.targetRef.name: router {router} sends its requests to Deployment {serving}, "
+            f"not to {wanted}. Make a rollout with targetRef.name: {serving}.",
         )
 
 

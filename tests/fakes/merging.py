@@ -18,6 +18,9 @@ MERGE_KEYS = {
 """Lists that server-side apply merges item by item, with the fields that may identify an item.
 Every other list is replaced as a whole."""
 
+_ATOMIC = frozenset({"selector", "nodeSelector"})
+"""Maps that belong to one manager as a whole: what others put into them goes away."""
+
 _SETS = frozenset({"finalizers"})
 
 
@@ -43,7 +46,7 @@ def apply(live: Any, before: Any, wanted: Any, field: str = "") -> Any:
         wanted: What it applies now.
         field: Name of the field that holds the value.
     """
-    if isinstance(wanted, dict):
+    if isinstance(wanted, dict) and field not in _ATOMIC:
         live = live if isinstance(live, dict) else {}
         before = before if isinstance(before, dict) else {}
         merged = {}

@@ -30,6 +30,9 @@ ANNOTATION_HOLDER = f"{GROUP}/held-by"
 """On a router's ConfigMap: `name/uid` of the rollout that sets its weights."""
 ANNOTATION_SETTLED = f"{GROUP}/settled"
 """On a router's ConfigMap: "true" when its holder has ended and another rollout may take it."""
+ANNOTATION_SERVING_POOL = f"{GROUP}/serving-pool"
+"""On a router's ConfigMap: the Deployment that every request goes to, or most of them while a
+rollout is on its way. A rollout must start from it."""
 ANNOTATION_RETIRED_BY = f"{GROUP}/retired-by"
 """On an old pool: `name/uid` of the rollout that scaled it to zero, which happens once. What its
 owner does with it afterwards is not undone."""

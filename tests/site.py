@@ -1,0 +1,391 @@
+"""A small simulated world around the reconciler: controllers, kubelet, engines and clients.
+
+Everything is driven by `Site.turn`, one pass and a few seconds at a time; nothing runs by itself.
+The control plane is `FakeCluster`, and what clients experience follows the weights that the
+routers have at that moment, as in life.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from kvquant.acting import Actor
+from kvquant.api import names
+from kvquant.api.v1alpha1 import KVQuantRollout, Phase, Status
+from kvquant.config import OperatorConfig
+from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
+from kvquant.core.manifests import selects
+from kvquant.core.regime import expected_factor
+from kvquant.engines import vllm
+from kvquant.ports import Object, RouterKey
+from kvquant.reconciler import Reconciler, Ref, Result
+from tests.fakes.cluster import FakeCluster
+from tests.fakes.metrics import FakeMetrics, arm
+from tests.fakes.traffic import FakeTraffic
+
+NAMESPACE = "inference"
+BEGIN = datetime(2026, 11, 25, 12, tzinfo=UTC)
+BASELINE_TOKENS = 98_304
+MEMORY = 6 * 2**30
+LONG_AGO = timedelta(days=2)
+
+STEPS = [{"weight": w, "soak": "20s"} for w in (10, 25, 50, 100)]
+
+
+def rollout(
+    name: str = "llama-fp8", target: str = "llama", dtype: str = "fp8", **spec: Any
+) -> Object:
+    """Return a rollout with short times, as somebody applies it."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": {"name": name, "namespace": NAMESPACE, "annotations": {}},
+        "spec": {
+            "targetRef": {"name": target},
+            "kvCache": {"dtype": dtype},
+            "traffic": {"router": {"drainTimeout": "30s"}},
+            "steps": STEPS,
+            "analysis": {"interval": "5s", "minRequests": 60},
+            "promotion": {"rollbackWindow": "40s"},
+            "progressDeadline": "3m",
+            **spec,
+        },
+    }
+
+
+def engine_pool(name: str = "llama", replicas: int = 2, dtype: str = "auto") -> Object:
+    """Return the Deployment of a pool that people made themselves."""
+    labels = {"app": name}
+    container = {
+        "name": "vllm",
+        "image": "vllm/vllm-openai:v0.32.0",
+        "args": ["--model", "llama", "--kv-cache-dtype", dtype],
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": dict(labels)},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": dict(labels)},
+            "template": {"metadata": {"labels": dict(labels)}, "spec": {"containers": [container]}},
+        },
+    }
+
+
+@dataclass(slots=True)
+class Harm:
+    """What goes wrong in a pool, as shares of its requests."""
+
+    slow: float = 0.0
+    errors: float = 0.0
+    preemptions: float = 0.0
+
+
+@dataclass(slots=True)
+class Site:
+    """The world, and an operator in it.
+
+    Attributes:
+        now: The present instant.
+        load_time: Seconds that a new pod takes to become ready.
+        rate: Requests a second that clients send to each router.
+        harm: What goes wrong, by Deployment.
+        ignored_dtypes: Dtypes that engines accept and ignore.
+        lost: Sentences about requests that were sent to a pool without a serving pod.
+    """
+
+    now: datetime = BEGIN
+    load_time: float = 4.0
+    rate: float = 40.0
+    harm: dict[str, Harm] = field(default_factory=dict)
+    ignored_dtypes: set[str] = field(default_factory=set)
+    lost: list[str] = field(default_factory=list)
+    cluster: FakeCluster = field(init=False)
+    metrics: FakeMetrics = field(init=False)
+    traffic: FakeTraffic = field(init=False)
+    reconciler: Reconciler = field(init=False)
+    _flow: list[tuple[datetime, RouterKey, dict[str, float]]] = field(default_factory=list)
+    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def __post_init__(self) -> None:
+        self.cluster = FakeCluster(now=lambda: self.now)
+        self.metrics = FakeMetrics()
+        self.metrics.answer = self._evidence
+        self.traffic = FakeTraffic()
+        self.restart()
+
+    def restart(self) -> None:
+        """Let a new operator process begin; only what the API server holds survives."""
+        self.reconciler = self.operator(self.cluster, self.metrics, self.traffic)
+
+    def operator(self, cluster: Any, metrics: Any, traffic: Any) -> Reconciler:
+        """Return a fresh operator that uses these ports."""
+        actor = Actor(cluster, traffic, OperatorConfig(), "-----BEGIN CERTIFICATE-----")
+        return Reconciler(cluster, metrics, traffic, lambda: self.now, actor)
+
+    # What people do.
+
+    def deploy(self, pool: Object | None = None) -> None:
+        """Bring up a pool whose pods are ready."""
+        self.cluster.put(pool or engine_pool())
+        self.control()
+        self.now += timedelta(seconds=self.load_time)
+        self.control()
+
+    def apply(self, obj: Object | None = None) -> Ref:
+        """Create a rollout, as by kubectl apply."""
+        obj = copy.deepcopy(obj or rollout())
+        obj["metadata"].setdefault("finalizers", [names.FINALIZER])
+        self.cluster.put(obj)
+        return Ref(NAMESPACE, obj["metadata"]["name"])
+
+    def annotate(self, ref: Ref, **annotations: str | None) -> None:
+        """Set or, with None, remove annotations of ours by their short names."""
+
+        def change(obj: Object) -> None:
+            known = obj["metadata"].setdefault("annotations", {})
+            for name, value in annotations.items():
+                known.pop(f"{names.GROUP}/{name}", None)
+                if value is not None:
+                    known[f"{names.GROUP}/{name}"] = value
+
+        self.cluster.edit(names.KIND, ref.namespace, ref.name, change)
+
+    def edit_spec(self, ref: Ref, **fields: Any) -> None:
+        """Change fields of a rollout's spec."""
+        self.cluster.edit(
+            names.KIND, ref.namespace, ref.name, lambda obj: obj["spec"].update(fields)
+        )
+
+    # What can be seen.
+
+    def raw(self, ref: Ref) -> Object:
+        """Return the rollout as stored."""
+        obj = self.cluster._objects[names.KIND, ref.namespace, ref.name]
+        return copy.deepcopy(obj)
+
+    def status(self, ref: Ref) -> Status:
+        """Return a rollout's status as stored."""
+        return KVQuantRollout.parse(self.raw(ref)).status
+
+    def deployment(self, name: str) -> Object:
+        """Return a Deployment as stored."""
+        return copy.deepcopy(self.cluster._objects["Deployment", NAMESPACE, name])
+
+    def pods(self, deployment: str) -> list[Object]:
+        """Return the pods of a Deployment."""
+        return [
+            pod
+            for pod in self.cluster.objects("Pod")
+            if pod["metadata"]["annotations"]["test/deployment"] == deployment
+        ]
+
+    def serving(self, router: str, slot: str) -> list[str]:
+        """Return the names of the ready pods behind a slot's Service."""
+        service = self.cluster._objects.get(("Service", NAMESPACE, f"{router}-{slot}"))
+        selector = (service or {}).get("spec", {}).get("selector")
+        return [
+            pod["metadata"]["name"]
+            for pod in self.cluster.objects("Pod")
+            if selects(selector, pod["metadata"]["labels"]) and _is_ready(pod)
+        ]
+
+    def reasons(self, ref: Ref) -> list[str]:
+        """Return the reasons of the rollout's decisions, in order, waits left out."""
+        return [d.reason for d in self.status(ref).decisions if d.kind.value != "Hold"]
+
+    # Time.
+
+    def turn(self, ref: Ref, *others: Ref) -> Result:
+        """Let controllers act, one pass run for each rollout, and time pass until the next."""
+        results = [self.reconciler.reconcile(one) for one in (ref, *others)]
+        self.let_pass(max(0.5, min(5.0, *(r.requeue_after for r in (*results, results[0])))))
+        return results[0]
+
+    def let_pass(self, seconds: float) -> None:
+        """Let clients send requests for a while, then let controllers catch up."""
+        for router, weights in self.traffic.weights.items():
+            share = {slot: self.rate * seconds * w / 100 for slot, w in weights.items()}
+            self._flow.append((self.now + timedelta(seconds=seconds), router, share))
+            for slot, weight in weights.items():
+                exists = ("Service", NAMESPACE, f"{router.name}-{slot}") in self.cluster._objects
+                if weight and exists and not self.serving(router.name, slot):
+                    self.lost.append(f"{self.now:%H:%M:%S} {weight} % to {slot}: no pod serves")
+        self.now += timedelta(seconds=seconds)
+        self.control()
+
+    def until(
+        self, ref: Ref, condition: Callable[[Status], bool], *others: Ref, turns: int = 400
+    ) -> Status:
+        """Run turns until the stored status meets a condition; fail after too many."""
+        for _ in range(turns):
+            if condition(self.status(ref)):
+                return self.status(ref)
+            self.turn(ref, *others)
+        status = self.status(ref)
+        raise AssertionError(f"never came about; at last {status.phase}: {status.verdict}")
+
+    def until_phase(self, ref: Ref, phase: Phase, *others: Ref) -> Status:
+        """Run turns until the rollout is in a phase."""
+        return self.until(ref, lambda status: status.phase is phase, *others)
+
+    def until_settled(self, ref: Ref, *others: Ref) -> Status:
+        """Run turns until nothing is left to do, and a few more for what follows of it."""
+        self.until(ref, lambda status: status.settled, *others)
+        for _ in range(3):
+            self.turn(ref, *others)
+        return self.status(ref)
+
+    # Controllers and kubelet.
+
+    def control(self) -> None:
+        """Let the pods of every Deployment be as the controllers would make them."""
+        for deployment in self.cluster.objects("Deployment"):
+            name = deployment["metadata"]["name"]
+            wanted = deployment["spec"].get("replicas", 1)
+            if names.LABEL_ROUTER in deployment["spec"]["template"]["metadata"]["labels"]:
+                self._report(name, wanted)
+                continue
+            pods = self.pods(name)
+            for pod in pods[wanted:]:
+                self.cluster.vanish("Pod", NAMESPACE, pod["metadata"]["name"])
+            for _ in range(wanted - len(pods)):
+                self._start_pod(deployment)
+            for pod in self.pods(name):
+                self._refresh(pod)
+            self._report(name, sum(1 for pod in self.pods(name) if _is_ready(pod)))
+        for gone in set(self.metrics.configs) - {
+            pod["metadata"]["name"] for pod in self.cluster.objects("Pod")
+        }:
+            del self.metrics.configs[gone]
+
+    def kill_engine(self, pod: str, *, restarts: bool = True) -> None:
+        """Let an engine die as vLLM does when the GPU is full: exit code 0, `Completed`."""
+
+        def die(obj: Object) -> None:
+            (engine,) = obj["status"]["containerStatuses"]
+            ended = {"reason": "Completed", "exitCode": 0, "finishedAt": _text(self.now)}
+            engine["lastState"] = {"terminated": ended}
+            engine["restartCount"] += 1
+            engine["containerID"] = f"containerd://{next(self._numbers)}"
+            engine["state"] = {"running": {"startedAt": _text(self.now)}} if restarts else {}
+            obj["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
+
+        self.cluster.edit("Pod", NAMESPACE, pod, die)
+
+    def _start_pod(self, deployment: Object) -> None:
+        number = next(self._numbers)
+        name = deployment["metadata"]["name"]
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        template = deployment["spec"]["template"]["metadata"]
+        self.cluster.put(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": f"{name}-7d9f8b6c5-{number:05d}",
+                    "namespace": NAMESPACE,
+                    "labels": dict(template["labels"]),
+                    "annotations": {
+                        **template.get("annotations", {}),
+                        "test/deployment": name,
+                        "test/dtype": vllm.dtype_of(container),
+                    },
+                },
+                "spec": {"containers": [container]},
+                "status": {
+                    "conditions": [{"type": "Ready", "status": "False"}],
+                    "containerStatuses": [
+                        {
+                            "name": container["name"],
+                            "containerID": f"containerd://{number}",
+                            "restartCount": 0,
+                            "state": {"running": {"startedAt": _text(self.now)}},
+                        }
+                    ],
+                },
+            }
+        )
+
+    def _refresh(self, pod: Object) -> None:
+        """Let a pod become ready when its model is loaded, and be scraped from then on."""
+        name = pod["metadata"]["name"]
+        (engine,) = pod["status"]["containerStatuses"]
+        running = engine["state"].get("running")
+        if running is None:
+            return
+        started = datetime.fromisoformat(running["startedAt"])
+        if self.now - started < timedelta(seconds=self.load_time):
+            return
+        if not _is_ready(pod):
+            status = {**pod["status"], "conditions": [{"type": "Ready", "status": "True"}]}
+            self.cluster.set_status("Pod", NAMESPACE, name, status)
+        dtype = pod["metadata"]["annotations"]["test/dtype"]
+        effective = "auto" if dtype in self.ignored_dtypes else dtype
+        factor = expected_factor("auto", effective, 128) or 1.0
+        self.metrics.configs[name] = CacheConfig(
+            name, self.now, dtype, int(BASELINE_TOKENS * factor), MEMORY, prefix_caching=False
+        )
+
+    def _report(self, deployment: str, available: int) -> None:
+        self.cluster.set_status(
+            "Deployment", NAMESPACE, deployment, {"availableReplicas": available}
+        )
+
+    # Prometheus.
+
+    def _evidence(self, need: EvidenceNeed, now: datetime) -> Evidence:
+        def sample(slot: str, deployment: str, since: datetime, until: datetime) -> Any:
+            router = RouterKey(need.namespace, need.router)
+            requests = sum(
+                share.get(slot, 0.0)
+                for at, its_router, share in self._flow
+                if its_router == router and since < at <= until
+            )
+            harm = self.harm.get(deployment, Harm())
+            return arm(
+                int(requests),
+                slow=int(requests * harm.slow),
+                errors=int(requests * harm.errors),
+                preemptions=int(requests * harm.preemptions),
+            )
+
+        baseline, canary = need.baseline, need.canary
+        found = Evidence(
+            now,
+            sample(baseline.slot, baseline.deployment, need.since, now),
+            sample(canary.slot, canary.deployment, need.since, now),
+        )
+        if need.baseline_since is None:
+            return found
+        until = need.baseline_until or need.since
+        earlier = sample(baseline.slot, baseline.deployment, need.baseline_since, until)
+        return Evidence(now, earlier, found.canary, baseline_now=found.baseline)
+
+
+def steps_taken(history: list[tuple[RouterKey, dict[str, int]]], slot: str) -> list[int]:
+    """Return the weights that a slot had, one after the other."""
+    return [weights[slot] for _, weights in history]
+
+
+def never_skips(weights: list[int], ladder: Mapping[int, int] | None = None) -> bool:
+    """Tell whether each rise goes to the next rung of the ladder, never past it."""
+    rungs = [0, 10, 25, 50, 100] if ladder is None else list(ladder)
+    return all(
+        after <= before or rungs.index(after) == rungs.index(before) + 1
+        for before, after in itertools.pairwise([0, *weights])
+    )
+
+
+def _is_ready(pod: Object) -> bool:
+    return {"type": "Ready", "status": "True"} in pod["status"]["conditions"]
+
+
+def _text(instant: datetime) -> str:
+    return instant.strftime("%Y-%m-%dT%H:%M:%SZ")
