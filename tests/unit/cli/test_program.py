@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -159,15 +160,11 @@ def test_the_help_of_every_verb_teaches_by_an_example(verb: str, program: str) -
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_example_is_a_command_line_that_the_program_takes(verb: str) -> None:
-    import shlex
-
     for line in Stage().run(verb, "--help").stdout.partition("Examples:\n")[2].splitlines():
-        words = shlex.split(line.partition("|")[0], comments=True)[1:]
-        stage = Stage(breaks_after=1)
-        result = stage.run(*words, "--help")
-        assert result.exit_code == 0
-        context = kvquant.commands[verb].make_context(verb, words[1:], resilient_parsing=False)
-        assert context.params["name" if verb != "version" else "output"] is not ...
+        called, *words = shlex.split(line.partition("|")[0], comments=True)
+        assert (called, words[0]) == ("kvquant", verb)
+        # Raises when an option or an argument is none of the verb's.
+        kvquant.commands[verb].make_context(verb, words[1:])
 
 
 def test_the_verbs_stand_in_the_order_of_need() -> None:

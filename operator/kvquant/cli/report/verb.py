@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -107,12 +107,17 @@ def _write(path: Path, text: str) -> None:
     Raises:
         Failure: It cannot be written there.
     """
+    written: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, prefix=".report-", delete=False
         ) as file:
+            written = Path(file.name)
             file.write(text)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        written.chmod(0o644)
+        written.replace(path)
     except OSError as error:
+        if written is not None:
+            with suppress(OSError):
+                written.unlink()
         raise Failure(f"cannot write {path}: {error.strerror or error}") from error

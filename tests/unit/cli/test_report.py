@@ -1,0 +1,415 @@
+"""`report`: one file that needs nothing else, whatever Prometheus says or does not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import socket
+import tempfile
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.cli import made, story
+from tests.unit.cli.prometheus import Answer, matrix, serve, telling
+from tests.unit.cli.stage import Stage
+
+
+@pytest.fixture(scope="module")
+def good() -> story.StoryHistory:
+    return story.good()
+
+
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements, what they load, its text."""
+
+    VOID = frozenset({"meta", "br", "link", "img", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.ids: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == [], "elements are left open"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if not self._open or self._open[-1] != "style":
+            self.text += data + " "
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+def page(stage: Stage, name: str, *arguments: str) -> Page:
+    result = stage.run("report", name, "-o", "-", *arguments)
+    assert result.exit_code == 0, result.stderr
+    return Page(result.stdout)
+
+
+def staged(*raws: dict[str, Any]) -> Stage:
+    stage = Stage()
+    stage.put(*raws)
+    return stage
+
+
+# What goes wrong with Prometheus: the report is written all the same and says what is missing.
+
+
+def closed_port() -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            lambda *_: (500, '{"error": "out of memory"}'),
+            "refused a query (HTTP 500): out of memory",
+        ),
+        (lambda *_: (503, ""), "refused a query (HTTP 503): no explanation"),
+        (lambda *_: (403, "no"), "is forbidden (no)"),
+        (lambda *_: (200, "<html>log in</html>"), "does not speak like Prometheus"),
+        (lambda *_: (200, '{"status": "success"}'), "does not speak like Prometheus"),
+        (lambda *_: (200, "[]"), "does not speak like Prometheus"),
+        (lambda *_: (200, matrix([{"metric": {}, "values": [["x", "1"]]}])), "does not speak like"),
+        (lambda *_: (200, matrix([{"metric": {}, "values": [["NaN", "1"]]}])), "does not speak"),
+        (lambda *_: (200, matrix([])), "Prometheus knows no requests of router llama-router"),
+    ],
+)
+def test_a_prometheus_that_does_not_help_is_a_warning_and_a_note(answer: Answer, said: str) -> None:
+    stage = staged(story.promoted())
+    with serve(answer) as url:
+        result = stage.run("report", "llama-fp8", "-o", "-", "--prometheus", url)
+    assert result.exit_code == 0, result.stderr
+    assert said in " ".join(result.stderr.split())
+    words = Page(result.stdout).words
+    assert said in words
+    assert "Weight of the canary" in words
+    assert "llama-fp8-pool is the serving pool now." in words
+
+
+def test_one_outage_is_told_once() -> None:
+    stage = staged(story.promoted())
+    asked: list[tuple[str, dict[str, str]]] = []
+    with serve(lambda *_: (500, "x"), asked) as url:
+        result = stage.run("report", "llama-fp8", "-o", "-", "--prometheus", url)
+    assert len(asked) == 1
+    assert result.stderr.count("warning:") == 1
+
+
+def test_a_prometheus_that_is_down_is_named_with_the_other_way_to_reach_it() -> None:
+    stage = staged(story.promoted())
+    for url in closed_port():
+        result = stage.run("report", "llama-fp8", "-o", "-", "--prometheus", url)
+    assert result.exit_code == 0
+    assert "no answer from Prometheus at 127.0.0.1:" in result.stderr
+    assert (
+        "--prometheus-service NAMESPACE/SERVICE:PORT goes through the API server" in result.stderr
+    )
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "-5"])
+def test_values_that_no_counter_can_have_are_drawn_as_nothing(
+    good: story.StoryHistory, value: str
+) -> None:
+    stage = staged(story.promoted())
+    with serve(telling(good, lambda _: value)) as url:
+        result = stage.run("report", "llama-fp8", "-o", "json", "--prometheus", url)
+        html = page(stage, "llama-fp8", "--prometheus", url)
+    assert result.exit_code == 0, result.stderr
+    arms = [
+        step[arm] for step in json.loads(result.stdout)["steps"] for arm in ("baseline", "canary")
+    ]
+    assert arms
+    assert {number for arm in arms for number in arm.values()} == {None}
+    lines = [value for tag, name, value in html.attributes if (tag, name) == ("path", "class")]
+    assert lines == ["area", "line canary"], "only the committed weight is known"
+    assert not re.search(r"\b(nan|inf)\b", html.words, re.IGNORECASE)
+
+
+def test_credentials_of_the_url_are_sent_and_never_shown(good: story.StoryHistory) -> None:
+    stage = staged(story.promoted())
+    asked: list[tuple[str, dict[str, str]]] = []
+    with serve(telling(good), asked) as url:
+        secret = url.replace("http://", "http://me:p%40ss@") + "/prom/"
+        result = stage.run("report", "llama-fp8", "-o", "-", "--prometheus", secret)
+    assert {path for path, _ in asked} == {"/prom/api/v1/query_range"}
+    assert {headers["Authorization"] for _, headers in asked} == {"Basic bWU6cEBzcw=="}
+    assert "p%40ss" not in result.output
+    assert "p@ss" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--prometheus", "prometheus:9090"), "is no URL such as"),
+        (("--prometheus", "file:///etc/passwd"), "is no URL such as"),
+        (("--prometheus-service", "prometheus"), "is no service such as"),
+        (("--prometheus-service", "a/b/../c:1"), "is no service such as"),
+        (("--prometheus", "http://x", "--prometheus-service", "a/b"), "name one Prometheus"),
+    ],
+)
+def test_an_address_that_cannot_be_one_is_wrong_usage(
+    arguments: tuple[str, ...], said: str
+) -> None:
+    result = staged(story.promoted()).run("report", "llama-fp8", *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not list(Path().iterdir())
+
+
+def test_the_service_proxy_that_is_forbidden_names_the_right() -> None:
+    denial = {"message": 'services "prometheus:9090" is forbidden: User "alice" cannot get'}
+    stage = staged(story.promoted())
+    stage.answers = lambda *_: (403, json.dumps(denial))
+    result = stage.run("report", "llama-fp8", "--prometheus-service", "monitoring/prometheus:9090")
+    assert result.exit_code == 0
+    assert 'services "prometheus:9090" is forbidden' in result.stderr
+    assert "get services/proxy" in result.stderr
+    assert "--prometheus URL needs none" in result.stderr
+
+
+# What goes wrong with the rollout and the file.
+
+
+def test_a_wrong_name_is_answered_with_the_names_that_exist() -> None:
+    result = staged(made.progressing()).run("report", "llama")
+    assert result.exit_code == 1
+    assert "Did you mean llama-fp8?" in result.stderr
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("target", ["no-such-folder/r.html", "a-folder"])
+def test_a_file_that_cannot_be_written_is_named(target: str) -> None:
+    Path("a-folder").mkdir()
+    result = staged(made.progressing()).run("report", "llama-fp8", "-o", target)
+    assert result.exit_code == 1
+    assert f"cannot write {target}: " in result.stderr
+    assert [entry.name for entry in Path().iterdir()] == ["a-folder"]
+
+
+def test_a_folder_without_the_right_to_write_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root, as whom tests may run, is refused nowhere.
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+    result = staged(made.progressing()).run("report", "llama-fp8")
+    assert result.exit_code == 1
+    assert "cannot write llama-fp8-report.html: Permission denied" in result.stderr
+
+
+def test_a_report_replaces_the_one_before_and_leaves_nothing_else() -> None:
+    Path("llama-fp8-report.html").write_text("old")
+    result = staged(made.progressing()).run("report", "llama-fp8")
+    assert result.exit_code == 0
+    assert [entry.name for entry in Path().iterdir()] == ["llama-fp8-report.html"]
+    assert Path("llama-fp8-report.html").read_text().startswith("<!doctype html>")
+    assert str(Path("llama-fp8-report.html").resolve()) in result.stdout
+
+
+HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'&\x1b[31m\x00"
+
+
+def test_text_of_the_cluster_never_becomes_markup(good: story.StoryHistory) -> None:
+    raw = story.promoted()
+    raw["metadata"]["annotations"] = {"kvquant.dev/paused": HOSTILE}
+    status = raw["status"]
+    status.update(verdict=HOSTILE, router="llama-router")
+    status["analysis"]["message"] = HOSTILE
+    status["analysis"]["signals"][0].update(name=HOSTILE, baseline=HOSTILE, tolerance=HOSTILE)
+    status["baseline"]["dtype"] = status["canary"]["dtype"] = HOSTILE
+    status["regimeProof"][0].update(pod=HOSTILE, message=HOSTILE, factor=HOSTILE)
+    for decision in status["decisions"]:
+        decision.update(reason=HOSTILE, message=HOSTILE)
+    stage = staged(raw)
+    with serve(telling(good)) as url:
+        html = page(stage, "llama-fp8", "--prometheus", url)
+    assert not {"script", "img"} & set(html.tags)
+    assert not [name for _, name, _ in html.attributes if name.startswith("on")]
+    assert html.text.count("<script>alert(1)</script>") > 10
+
+
+# What goes well.
+
+
+def test_the_file_loads_nothing_and_forbids_loading(good: story.StoryHistory) -> None:
+    stage = staged(story.promoted())
+    with serve(telling(good)) as url:
+        result = stage.run("report", "llama-fp8", "-o", "-", "--prometheus", url)
+    html = Page(result.stdout)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "use"} & set(html.tags)
+    loads = {"src", "srcset", "data", "action", "poster", "xlink:href", "background"}
+    assert not [name for _, name, _ in html.attributes if name in loads]
+    targets = [value for _, name, value in html.attributes if name == "href"]
+    assert targets
+    assert all(target.startswith("#") and target[1:] in html.ids for target in targets)
+    assert "url(" not in result.stdout
+    assert "@import" not in result.stdout
+    policies = [value for _, name, value in html.attributes if name == "content"]
+    assert "default-src 'none'; style-src 'unsafe-inline'" in policies
+
+
+def test_every_plot_of_the_good_story_has_both_arms(good: story.StoryHistory) -> None:
+    stage = staged(story.promoted())
+    with serve(telling(good)) as url:
+        html = page(stage, "llama-fp8", "--prometheus", url)
+    assert html.tags.count("svg") == 7
+    classes = [value for tag, name, value in html.attributes if (tag, name) == ("path", "class")]
+    # p99, p90, p50, page faults and requests; the weight has the canary's line alone.
+    assert classes.count("line baseline") == 5
+    assert classes.count("line canary") == 6
+    for title in ("p99 latency", "p50 latency", "KV page faults", "Failed requests", "Requests"):
+        assert title in html.words
+    assert "prefers-color-scheme: dark" in _style(stage, "llama-fp8")
+    assert "@media print" in _style(stage, "llama-fp8")
+
+
+def _style(stage: Stage, name: str) -> str:
+    text: str = stage.run("report", name, "-o", "-").stdout
+    return text.partition("<style>")[2].partition("</style>")[0]
+
+
+def test_steps_and_points_agree_with_what_was_counted(good: story.StoryHistory) -> None:
+    stage = staged(story.promoted())
+    with serve(telling(good)) as url:
+        result = stage.run("report", "llama-fp8", "-o", "json", "--prometheus", url)
+    document = json.loads(result.stdout)
+    assert document["problems"] == []
+    assert document["source"] == url
+    steps = document["steps"]
+    assert [(step["step"], step["weight"]) for step in steps] == [
+        (1, 10),
+        (2, 25),
+        (3, 50),
+        (4, 100),
+    ]
+    for step in steps:
+        arms = step["baseline"], step["canary"]
+        total = sum(arm["requests"] for arm in arms)
+        assert 100 * arms[1]["requests"] / total == pytest.approx(step["weight"], abs=5)
+        # 14 requests a second came; up to two scrapes are lost at the edges of a step.
+        seconds = _seconds(step["endedAt"]) - _seconds(step["startedAt"])
+        assert 14 * (seconds - 15) * 0.9 <= total <= 14 * seconds * 1.1
+    assert steps[0]["baseline"]["p50Seconds"] == pytest.approx(0.62, rel=0.1)
+    assert steps[3]["canary"]["p50Seconds"] == pytest.approx(0.55, rel=0.1)
+    assert steps[3]["baseline"]["p99Seconds"] is None
+    assert len(document["points"]) > 20
+
+
+def _seconds(instant: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(instant).timestamp()
+
+
+def test_the_bad_story_tells_failures_latency_and_the_cause() -> None:
+    stage = staged(story.rolled_back())
+    with serve(telling(story.bad())) as url:
+        html = page(stage, "llama-int8", "--prometheus", url)
+        result = stage.run("report", "llama-int8", "-o", "json", "--prometheus", url)
+    (step,) = json.loads(result.stdout)["steps"]
+    assert step["canary"]["p99Seconds"] > 3 * step["baseline"]["p99Seconds"]
+    assert step["canary"]["failed"] > 0
+    assert step["baseline"]["failed"] == 0
+    assert "Rolled back" in html.words
+    assert "was taken back in step 1 (10 % of the traffic), 1m 12s after its start" in html.words
+    assert "p99: canary 38.46 %, baseline 0.84 %" in html.words
+    assert "bar canary" in [value for _, name, value in html.attributes if name == "class"]
+
+
+def test_the_api_server_carries_the_queries_to_a_service(good: story.StoryHistory) -> None:
+    stage = staged(story.promoted())
+    stage.answers = telling(good)
+    result = stage.run(
+        "report", "llama-fp8", "-o", "json", "--prometheus-service", "monitoring/prometheus:web"
+    )
+    document = json.loads(result.stdout)
+    assert document["source"] == "service monitoring/prometheus:web"
+    assert document["steps"][0]["canary"]["requests"] > 0
+    root = "/api/v1/namespaces/monitoring/services/prometheus:web/proxy/api/v1/query_range"
+    assert {path for path, _ in stage.fetched} == {root}
+
+
+def test_without_prometheus_it_says_so_and_keeps_decisions_and_proof() -> None:
+    html = page(staged(made.progressing()), "llama-fp8")
+    assert "No Prometheus was named, so there are no plots over time" in html.words
+    assert "without Prometheus" in html.words
+    assert html.tags.count("svg") == 1
+    assert "Step 2/4: canary 25 %." in html.words
+    assert "Capacity per byte is 2.00 times the baseline's" in html.words
+    assert "3.41 per 100 of 1,203 requests" in html.words
+    assert "minRequests: 300" in html.words
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (made.fresh(), "Pending; all of the traffic is on llama."),
+        (made.provisioning(), "Provisioning; all of the traffic is on llama."),
+        (made.killed(), "Kill switch 2026-11-24T13:59:30Z by alice: garbled"),
+        (made.paused(), "Paused 2026-11-24T13:59:30Z by alice: freeze"),
+        (made.promoted(), "llama-fp8-pool with its fp8 KV cache took over from llama"),
+    ],
+)
+def test_every_state_has_a_report(raw: dict[str, Any], said: str) -> None:
+    assert said in page(staged(raw), "llama-fp8").words
+
+
+def test_a_beginning_that_the_status_forgot_is_told_and_not_invented() -> None:
+    raw = made.progressing()
+    raw["status"]["decisions"] = raw["status"]["decisions"][-1:]
+    stage = staged(raw)
+    html = page(stage, "llama-fp8")
+    assert "the attempt began before the first of them" in html.words
+    document = json.loads(stage.run("report", "llama-fp8", "-o", "json").stdout)
+    # The step in effect is still known, from its own time.
+    assert document["startedAt"] == raw["status"]["stepStartedAt"]
+
+
+def test_only_the_latest_attempt_is_reported() -> None:
+    raw = story.promoted()
+    old = story.rolled_back()["status"]["decisions"]
+    for decision in old:
+        decision["at"] = made.before(hours=2)
+    raw["status"]["decisions"] = old + raw["status"]["decisions"]
+    html = page(staged(raw), "llama-fp8")
+    assert "AnalysisFailed" not in html.words
+    assert "after 4 steps in 4m" in html.words
+
+
+def test_decisions_of_several_days_carry_their_dates() -> None:
+    raw = made.progressing()
+    raw["status"]["decisions"][0]["at"] = made.before(days=2)
+    assert "2026-11-22 14:00:00" in page(staged(raw), "llama-fp8").words
