@@ -150,7 +150,7 @@ def test_a_small_cache_preempts_the_latest_and_computes_it_again() -> None:
 
 def test_a_preempted_request_goes_before_those_that_wait() -> None:
     first, second, late = serve(
-        [Arrival(0.0, 64, 64), Arrival(0.0, 64, 64), Arrival(0.2, 48, 4)], blocks=12
+        [Arrival(0.0, 64, 64), Arrival(0.0, 64, 64), Arrival(0.1, 48, 4)], blocks=12
     )
     assert (first.preemptions, second.preemptions) == (0, 1)
     assert first.last_token_at is not None

@@ -1,12 +1,15 @@
 """The memory blow-up fault: takes real memory until the kernel kills the process."""
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 
+LOG = logging.getLogger("vllm")
 STEP_BYTES = 32 << 20
 STEP_SECONDS = 0.05
-_LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where a container sees its own memory limit, by cgroup version."""
 _UNLIMITED = 1 << 60
 
 
@@ -14,7 +17,7 @@ class NoLimitError(Exception):
     """The process has no memory limit, so a blow-up would take the whole machine."""
 
 
-def limit_bytes(chosen: int | None, files: tuple[str, ...] = _LIMIT_FILES) -> int:
+def limit_bytes(chosen: int | None) -> int:
     """Return how many bytes may be taken.
 
     That is what ``KVSIM_OOM_BYTES`` chose, else what the container's limit kills at, and a margin.
@@ -24,7 +27,7 @@ def limit_bytes(chosen: int | None, files: tuple[str, ...] = _LIMIT_FILES) -> in
     """
     if chosen is not None:
         return chosen
-    for name in files:
+    for name in LIMIT_FILES:
         path = Path(name)
         if not path.exists():
             continue
@@ -41,4 +44,5 @@ async def blow_up(limit: int) -> None:
     while len(held) * STEP_BYTES < limit:
         held.append(os.urandom(4096) * (STEP_BYTES // 4096))
         await asyncio.sleep(STEP_SECONDS)
+    LOG.warning("holding %d bytes", len(held) * STEP_BYTES)
     await asyncio.Event().wait()
