@@ -260,6 +260,10 @@ class Site:
             for pod in self.pods(name):
                 self._refresh(pod)
             self._report(name, sum(1 for pod in self.pods(name) if _is_ready(pod)))
+        existing = {obj["metadata"]["name"] for obj in self.cluster.objects("Deployment")}
+        for pod in self.cluster.objects("Pod"):
+            if pod["metadata"]["annotations"]["test/deployment"] not in existing:
+                self.cluster.vanish("Pod", NAMESPACE, pod["metadata"]["name"])
         for gone in set(self.metrics.configs) - {
             pod["metadata"]["name"] for pod in self.cluster.objects("Pod")
         }:
