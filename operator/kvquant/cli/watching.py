@@ -45,9 +45,9 @@ class Frame:
         self._drawn = len(shown)
 
     def close(self) -> None:
-        """Give the cursor back."""
+        """Give the cursor back, and wipe the `^C` that the terminal wrote below the frame."""
         with suppress(OSError, ValueError):
-            self.stream.write(SHOW)
+            self.stream.write(f"\r\x1b[K{SHOW}")
             self.stream.flush()
 
 

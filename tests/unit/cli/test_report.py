@@ -8,13 +8,16 @@ import re
 import socket
 import tempfile
 from collections.abc import Iterator
-from html.parser import HTMLParser
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvquant.cli.report.measured import measure
+from kvquant.cli.rollouts import read
 from tests.unit.cli import made, story
+from tests.unit.cli.page import Page
 from tests.unit.cli.prometheus import Answer, matrix, serve, telling
 from tests.unit.cli.stage import Stage
 
@@ -27,46 +30,6 @@ def good() -> story.StoryHistory:
 @pytest.fixture(autouse=True)
 def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: its elements, what they load, its text."""
-
-    VOID = frozenset({"meta", "br", "link", "img", "hr", "input"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text = ""
-        self.ids: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == [], "elements are left open"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self._open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data: str) -> None:
-        if not self._open or self._open[-1] != "style":
-            self.text += data + " "
-
-    @property
-    def words(self) -> str:
-        return " ".join(self.text.split())
 
 
 def page(stage: Stage, name: str, *arguments: str) -> Page:
@@ -175,6 +138,7 @@ def test_credentials_of_the_url_are_sent_and_never_shown(good: story.StoryHistor
     [
         (("--prometheus", "prometheus:9090"), "is no URL such as"),
         (("--prometheus", "file:///etc/passwd"), "is no URL such as"),
+        (("--prometheus", "ftp://prometheus.example:9090"), "is no URL such as"),
         (("--prometheus-service", "prometheus"), "is no service such as"),
         (("--prometheus-service", "a/b/../c:1"), "is no service such as"),
         (("--prometheus", "http://x", "--prometheus-service", "a/b"), "name one Prometheus"),
@@ -329,8 +293,6 @@ def test_steps_and_points_agree_with_what_was_counted(good: story.StoryHistory) 
 
 
 def _seconds(instant: str) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(instant).timestamp()
 
 
@@ -394,8 +356,35 @@ def test_a_beginning_that_the_status_forgot_is_told_and_not_invented() -> None:
     html = page(stage, "llama-fp8")
     assert "the attempt began before the first of them" in html.words
     document = json.loads(stage.run("report", "llama-fp8", "-o", "json").stdout)
-    # The step in effect is still known, from its own time.
+    # The step in effect is still known, from its own time, and the weight before it is not made up.
     assert document["startedAt"] == raw["status"]["stepStartedAt"]
+    (line,) = [path["d"] for path in html.all("path") if path["class"] == "line canary"]
+    assert len(set(re.findall(r"[ML][\d.]+ ([\d.]+)", line))) == 1, "a weight that never changed"
+
+
+def test_what_others_did_in_the_canarys_slot_before_the_attempt_is_not_the_canarys() -> None:
+    moments = (story.Moment(-100, "Advance", "StepStarted", 1, 50, "An earlier attempt."),)
+    history = story.StoryHistory(
+        (*moments, *story.GOOD), story.Behaviour(0.6), story.Behaviour(0.5), "llama-fp8-pool"
+    )
+    measured = measure(read(staged(story.promoted()).rollout()), history, story.end())
+    assert measured.shown.start < story.BEGIN
+    assert min(one.span.start for one in measured.canary) >= story.BEGIN - timedelta(seconds=5)
+    assert min(one.span.start for one in measured.baseline) < story.BEGIN - timedelta(seconds=5)
+
+
+def test_a_handful_of_requests_has_no_percentile() -> None:
+    sparse = story.StoryHistory(
+        story.GOOD, story.Behaviour(0.6), story.Behaviour(0.5), "llama-fp8-pool", rate=0.2
+    )
+    stage = staged(story.promoted())
+    with serve(telling(sparse)) as url:
+        result = stage.run("report", "llama-fp8", "-o", "json", "--prometheus", url)
+    arms = [s[arm] for s in json.loads(result.stdout)["steps"] for arm in ("baseline", "canary")]
+    few = [arm for arm in arms if 0 < arm["requests"] < 10]
+    assert few
+    assert {arm["p99Seconds"] for arm in few} == {None}
+    assert {arm["pageFaultsPer100"] for arm in few} == {None}
 
 
 def test_only_the_latest_attempt_is_reported() -> None:
