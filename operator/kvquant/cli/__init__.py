@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -13,9 +12,4 @@ def main() -> None:
 
     called = Path(sys.argv[0]).name
     program = "kubectl kvquant" if called.startswith("kubectl-kvquant") else "kvquant"
-    try:
-        kvquant.main(prog_name=program)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Nothing may be flushed into it at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    kvquant.main(prog_name=program)
