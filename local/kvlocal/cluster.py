@@ -17,7 +17,7 @@ import yaml
 
 from kvlocal import cgroups, components, configs, containerd, debian, pki
 from kvlocal.apiserver import is_ready
-from kvlocal.binaries import component, control_plane, coredns
+from kvlocal.binaries import component, control_plane
 from kvlocal.cache import REPOSITORY, cache, locked
 from kvlocal.images import Image
 from kvlocal.network import MOST_CLUSTERS, Network
@@ -79,7 +79,7 @@ class Cluster:
                 f"cluster {self.name!r} is up already: python -m kvlocal down --name {self.name}"
             )
         debian.ensure_node_tools()
-        control_plane(), coredns()
+        control_plane()
         self._clean()
         self._allot()
         self._prepare()

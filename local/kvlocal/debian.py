@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from kvlocal.cache import cache, locked, progress
+from kvlocal.cache import locked, progress
 from kvlocal.problems import LocalError
 
 CNI_FOLDER = Path("/usr/lib/cni")
@@ -45,39 +44,6 @@ def ensure_image_tools() -> None:
         LocalError: Something is missing and cannot be installed.
     """
     _ensure(_IMAGES)
-
-
-def binary_of_package(package: str, path: str) -> Path:
-    """Return a binary taken out of a Debian package that is not installed, from the cache.
-
-    Args:
-        package: Name of the package.
-        path: Where the package keeps the binary, e.g. `usr/bin/prometheus`.
-
-    Raises:
-        LocalError: The package cannot be had.
-    """
-    folder = cache() / f"{package}-debian"
-    binary = folder / Path(path).name
-    with locked(f"debian-{package}"):
-        if binary.exists():
-            return binary
-        folder.mkdir(exist_ok=True)
-        with (
-            progress(f"taking {package} from Debian"),
-            tempfile.TemporaryDirectory(dir=folder) as unpacked,
-        ):
-            # apt drops its rights for downloads and needs a folder that its own user may enter.
-            os.chmod(unpacked, 0o755)
-            try:
-                _run("apt-get", "download", "-qq", package, cwd=unpacked)
-            except LocalError:
-                _run("apt-get", "update", "-qq")
-                _run("apt-get", "download", "-qq", package, cwd=unpacked)
-            archive = next(Path(unpacked).glob("*.deb"))
-            _run("dpkg-deb", "-x", str(archive), f"{unpacked}/files")
-            Path(unpacked, "files", path).replace(binary)
-    return binary
 
 
 def _ensure(wanted: dict[str, str]) -> None:

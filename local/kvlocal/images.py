@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvlocal import debian
-from kvlocal.binaries import coredns
+from kvlocal import binaries, debian
 from kvlocal.cache import REPOSITORY, cache, digest, locked, progress
 from kvlocal.configs import PAUSE_IMAGE
 from kvlocal.problems import LocalError
@@ -92,7 +91,6 @@ def system_images() -> list[Image]:
         LocalError: One cannot be built.
     """
     debian.ensure_image_tools()
-    prometheus = debian.binary_of_package("prometheus", "usr/bin/prometheus")
     return [
         _build(
             PAUSE_IMAGE,
@@ -103,15 +101,15 @@ def system_images() -> list[Image]:
         ),
         _build(
             COREDNS_IMAGE,
-            lambda context: _binary_context(context, coredns(), "scratch"),
-            [coredns().name],
+            lambda context: _binary_context(context, binaries.coredns()),
+            [binaries.coredns().name],
             "Dockerfile",
             None,
         ),
         _build(
             PROMETHEUS_IMAGE,
-            lambda context: _binary_context(context, prometheus, _base()),
-            [prometheus, BASE_KEY],
+            lambda context: _binary_context(context, binaries.prometheus()),
+            [binaries.prometheus().name],
             "Dockerfile",
             None,
         ),
@@ -138,10 +136,10 @@ def _pause_context(context: Path) -> None:
     (context / "Dockerfile").write_text('FROM scratch\nCOPY pause /pause\nENTRYPOINT ["/pause"]\n')
 
 
-def _binary_context(context: Path, binary: Path, base: str) -> None:
+def _binary_context(context: Path, binary: Path) -> None:
     shutil.copy(binary, context / "run")
     (context / "run").chmod(0o755)
-    (context / "Dockerfile").write_text(f'FROM {base}\nCOPY run /run-it\nENTRYPOINT ["/run-it"]\n')
+    (context / "Dockerfile").write_text('FROM scratch\nCOPY run /run-it\nENTRYPOINT ["/run-it"]\n')
 
 
 def _base() -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 from datetime import UTC, datetime
 
 import kopf
+from kopf._core.engines.peering import Identity
 from prometheus_client import start_http_server
 
 from kvquant import __version__, telemetry
@@ -60,6 +62,8 @@ def main() -> int:
     try:
         kopf.run(
             registry=registry,
+            # kopf would ask for the user's name, which a pod's numeric user does not have.
+            identity=Identity(socket.gethostname()),
             standalone=True,
             clusterwide=not namespaces,
             # The kill switch lives in the operator's own namespace, which must be watched too.
