@@ -1,0 +1,364 @@
+"""Whatever is seen, asked, edited and lost, in any order: the invariants of a rollout hold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from kvquant.api.v1alpha1 import KVQuantRollout, Phase, PodProof, Pool, Spec, Status, Verdict
+from kvquant.core.evidence import ArmSample, Evidence
+from kvquant.core.gates import DRAIN_AT_LEAST
+from kvquant.core.machine import RUNNING, decide
+from kvquant.core.observation import (
+    Candidate,
+    Observation,
+    PodView,
+    Problem,
+    Requests,
+    RouterView,
+)
+from kvquant.core.plan import Plan, spec_hash
+from tests.fakes import schema
+from tests.fakes.metrics import arm
+
+BEGIN = datetime(2026, 11, 25, 12, tzinfo=UTC)
+NEED = 60
+LADDERS = [(10, 25, 50, 100), (50, 100), (100,), (1, 2, 99, 100)]
+SILENCE = [
+    None,
+    Evidence(BEGIN, ArmSample(), ArmSample()),
+    Evidence(BEGIN, arm(1000), ArmSample()),
+    Evidence(BEGIN, arm(1000), arm(1000), problems=("Prometheus has not scraped the router",)),
+    Evidence(BEGIN, arm(1000), replace(arm(1000), completed=math.nan)),
+    Evidence(BEGIN, arm(1000), replace(arm(1000), timeouts=math.inf, finished=math.nan)),
+    Evidence(BEGIN, arm(1000), replace(arm(1000), completed=-1.0, preemptions=-math.inf)),
+]
+"""What Prometheus may say that means nothing at all, or nothing of one arm."""
+EVIDENCE = [
+    *SILENCE,
+    Evidence(BEGIN, arm(NEED - 1), arm(NEED - 1)),
+    Evidence(BEGIN, arm(NEED), arm(NEED - 1)),
+    Evidence(BEGIN, arm(5000), arm(NEED)),
+    Evidence(BEGIN, arm(5000), arm(5000)),
+    Evidence(BEGIN, arm(5000), arm(5000, slow=2500)),
+    Evidence(BEGIN, arm(5000), arm(5000, errors=4000)),
+    Evidence(BEGIN, arm(5000, active=3), arm(5000, active=2)),
+]
+GOOD = Evidence(BEGIN, arm(5000), arm(5000))
+
+
+def spec(ladder: tuple[int, ...], old_pool: str = "ScaleToZero") -> Spec:
+    return Spec.model_validate(
+        {
+            "targetRef": {"name": "llama"},
+            "kvCache": {"dtype": "fp8"},
+            "traffic": {"router": {"drainTimeout": "2m"}},
+            "steps": [{"weight": weight, "soak": "1m"} for weight in ladder],
+            "analysis": {"minRequests": NEED},
+            "promotion": {"rollbackWindow": "5m", "oldPool": old_pool},
+            "progressDeadline": "10m",
+        }
+    )
+
+
+class RolloutMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = BEGIN
+        self.status = Status()
+        self.asked = Requests()
+        self.spec = spec(LADDERS[0])
+        self.containers = 0
+        self.pods: dict[str, PodView] = {}
+
+    @initialize(ladder=st.sampled_from(LADDERS), old_pool=st.sampled_from(["ScaleToZero", "Keep"]))
+    def begin(self, ladder: tuple[int, ...], old_pool: str) -> None:
+        self.spec = spec(ladder, old_pool)
+
+    # What happens in the world.
+
+    @rule(seconds=st.sampled_from([0, 1, 20, 61, 130, 301, 601]))
+    def time_passes(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    @rule(field=st.sampled_from(["paused", "killed"]), on=st.booleans())
+    def hold_or_kill(self, field: str, on: bool) -> None:
+        change: dict[str, Any] = {field: "Ada" if on else None}
+        self.asked = replace(self.asked, **change)
+
+    @rule(field=st.sampled_from(["promote", "abort", "retry"]), token=st.sampled_from("abc"))
+    def ask(self, field: str, token: str) -> None:
+        change: dict[str, Any] = {field: token}
+        self.asked = replace(self.asked, **change)
+
+    @rule(ladder=st.sampled_from(LADDERS))
+    def edit(self, ladder: tuple[int, ...]) -> None:
+        self.spec = spec(ladder, self.spec.promotion.old_pool)
+
+    @rule(data=st.data())
+    def a_pod_dies_or_goes(self, data: st.DataObject) -> None:
+        if not self.pods:
+            return
+        name = data.draw(st.sampled_from(sorted(self.pods)))
+        fate = data.draw(st.sampled_from(["dies", "goes", "unready"]))
+        if fate == "goes":
+            del self.pods[name]
+        elif fate == "unready":
+            self.pods[name] = replace(self.pods[name], ready=False)
+        else:
+            self.containers += 1
+            self.pods[name] = replace(
+                self.pods[name],
+                ready=False,
+                container_id=f"c{self.containers}",
+                died_at=self.now,
+                restarts=self.pods[name].restarts + 1,
+                death="Completed, exit code 0",
+            )
+
+    # Looks at it.
+
+    @rule(
+        evidence=st.sampled_from(EVIDENCE),
+        wrong=st.sampled_from([False] * 9 + [True]),
+        unmeasured=st.sampled_from([False, False, True]),
+        follows=st.sampled_from([True, True, False]),
+        obstacle=st.sampled_from([None] * 8 + ["refused", "taken"]),
+    )
+    def look(
+        self,
+        evidence: Evidence | None,
+        wrong: bool,
+        unmeasured: bool,
+        follows: bool,
+        obstacle: str | None,
+    ) -> None:
+        verdict = Verdict.INCONCLUSIVE if unmeasured else Verdict.FAIL if wrong else Verdict.PASS
+        self.turn(
+            evidence,
+            verdict,
+            RouterView(2, 2, 2 if follows else 1),
+            Problem("RefusedByAPIServer", "quota") if obstacle == "refused" else None,
+            "other" if obstacle == "taken" else None,
+        )
+
+    @rule(turns=st.integers(1, 12), seconds=st.sampled_from([1, 30, 70]))
+    def all_is_well_for_a_while(self, turns: int, seconds: int) -> None:
+        for _ in range(turns):
+            self.controllers_act()
+            self.turn(GOOD, Verdict.PASS, RouterView(2, 2, 2), None, None)
+            self.now += timedelta(seconds=seconds)
+
+    @rule()
+    def controllers_act(self) -> None:
+        wanted = self.status.canary.replicas if self.status.canary else 0
+        while len(self.pods) > wanted:
+            del self.pods[max(self.pods)]
+        while len(self.pods) < wanted:
+            self.containers += 1
+            name = f"pool-{self.containers:04}"
+            self.pods[name] = PodView(name, True, False, f"c{self.containers}", self.now)
+        self.pods = {name: replace(pod, ready=True) for name, pod in self.pods.items()}
+
+    def turn(
+        self,
+        evidence: Evidence | None,
+        verdict: Verdict,
+        router: RouterView,
+        problem: Problem | None,
+        taken_by: str | None,
+    ) -> None:
+        proven = {
+            (p.pod, p.container_id) for p in self.status.regime_proof if p.verdict is Verdict.PASS
+        }
+        # What the actor does of the persisted status: only proven containers serve.
+        pods = tuple(
+            replace(pod, serving=(pod.name, pod.container_id) in proven)
+            for pod in self.pods.values()
+        )
+        pending = self.status.phase is Phase.PENDING
+        seen = Observation(
+            generation=7,
+            spec_hash=spec_hash(self.spec),
+            requests=self.asked,
+            problem=problem,
+            router_taken_by=taken_by,
+            candidate=CANDIDATE if pending and problem is None else None,
+            baseline_pods=(PodView("llama-1", True, True, "b1"),),
+            canary_pods=pods,
+            proofs=tuple(
+                PodProof(
+                    pod=pod.name,
+                    container_id=pod.container_id,
+                    verdict=Verdict.PASS if pod.serving else verdict,
+                    capacity_tokens=1,
+                )
+                for pod in pods
+                if pod.ready
+            ),
+            router=router,
+            evidence=None if pending else evidence,
+        )
+        before, plan = self.status, Plan.of(self.spec)
+        after = decide(plan, before, seen, self.now).status
+        check(plan, before, after, seen, self.now)
+        if after.settled:
+            again = decide(plan, after, seen, self.now + timedelta(seconds=5)).status
+            if again.settled:
+                assert decide(plan, again, seen, self.now + timedelta(seconds=90)).status == again
+        self.status = after
+
+    # What holds always.
+
+    @invariant()
+    def the_weights_follow_from_the_status(self) -> None:
+        status = self.status
+        expected = 0
+        if not status.killed and status.phase is Phase.PROMOTED:
+            expected = 100
+        elif not status.killed and status.phase is Phase.PROGRESSING:
+            # An edit takes effect at the next look only, so that the old plan counts until then.
+            expected = status.weights.canary
+            if spec_hash(self.spec) == status.spec_hash:
+                expected = Plan.of(self.spec).weight(status.step)
+        assert (status.weights.canary, status.weights.baseline) == (expected, 100 - expected)
+
+    @invariant()
+    def the_status_survives_the_api_server(self) -> None:
+        rollout = KVQuantRollout.model_validate(
+            {"metadata": {"name": "r", "namespace": "n"}, "spec": self.spec, "status": self.status}
+        )
+        document = rollout.status_document()
+        assert Status.model_validate(document) == self.status
+        stored, faults = schema.admit(
+            {
+                "spec": self.spec.model_dump(by_alias=True, mode="json", exclude_none=True),
+                "status": document,
+            }
+        )
+        assert faults == []
+        assert Status.model_validate(stored["status"]) == self.status
+
+
+CANDIDATE = Candidate(
+    engine="vllm",
+    resolved_dtype="fp8",
+    router="llama-router",
+    baseline=Pool(deployment="llama", slot="blue", dtype="auto", replicas=4),
+    canary_deployment="llama-fp8-pool",
+    canary_slot="green",
+)
+
+
+def check(plan: Plan, before: Status, after: Status, seen: Observation, now: datetime) -> None:
+    """Assert everything that must hold between two statuses."""
+    _weights_rise_by_one_step_to_pods_that_are_proven(plan, before, after, seen)
+    _steps_are_earned(plan, before, after, seen, now)
+    _silence_decides_nothing(before, after, seen)
+    _the_way_back_is_always_open(before, after, seen)
+    _traffic_leaves_before_pods(plan, before, after, seen, now)
+
+
+def _weights_rise_by_one_step_to_pods_that_are_proven(
+    plan: Plan, before: Status, after: Status, seen: Observation
+) -> None:
+    assert after.step in (0, before.step, before.step + 1)
+    if after.killed:
+        assert after.weights.canary == 0
+    if after.weights.canary <= before.weights.canary:
+        return
+    assert after.phase is Phase.PROGRESSING
+    assert after.step == before.step + 1
+    assert after.weights.canary == plan.weight(after.step)
+    assert after.canary is not None
+    serving = [pod for pod in seen.canary_pods if pod.ready and pod.serving]
+    assert len(serving) >= after.canary.replicas > 0
+    assert seen.router.follows
+    assert seen.router_taken_by is None
+    assert not seen.requests.paused
+    assert before.phase is Phase.VERIFYING or before.next_step == after.step
+
+
+def _steps_are_earned(
+    plan: Plan, before: Status, after: Status, seen: Observation, now: datetime
+) -> None:
+    passed = after.next_step is not None and before.next_step is None
+    promoted = after.phase is Phase.PROMOTED and before.phase is not Phase.PROMOTED
+    if not (passed or promoted):
+        return
+    assert before.phase is Phase.PROGRESSING
+    if promoted:
+        assert before.step == len(plan.steps)
+    if seen.requests.promote not in (None, before.handled.promote):
+        return  # A person took the evidence upon themselves.
+    assert not seen.requests.paused
+    assert before.step_started_at is not None
+    assert now - before.step_started_at >= plan.steps[before.step - 1].soak
+    assert seen.evidence is not None
+    for sample in (seen.evidence.baseline, seen.evidence.canary):
+        assert sample.completed is not None
+        assert sample.finished is not None
+        assert math.isfinite(sample.completed)
+        assert sample.completed >= NEED
+        assert sample.finished >= NEED
+
+
+def _silence_decides_nothing(before: Status, after: Status, seen: Observation) -> None:
+    if not any(seen.evidence is silence for silence in SILENCE):
+        return
+    new = after.decisions[len(before.decisions) :] if before.decisions else after.decisions
+    deaths = any(pod.died_at is not None for pod in seen.canary_pods)
+    assert deaths or "AnalysisFailed" not in [decision.reason for decision in new]
+
+
+def _the_way_back_is_always_open(before: Status, after: Status, seen: Observation) -> None:
+    window = before.phase is Phase.PROMOTED and not before.settled
+    if seen.requests.killed and not (before.phase is Phase.PROMOTED and before.settled):
+        assert after.killed
+        assert after.weights.canary == 0
+    abort = seen.requests.abort not in (None, before.handled.abort)
+    if (before.phase in RUNNING or window) and abort:
+        assert after.phase is Phase.ROLLING_BACK
+    if before.phase in RUNNING and seen.spec_hash != before.spec_hash:
+        assert after.phase is Phase.ROLLING_BACK
+    if before.phase in (Phase.VERIFYING, Phase.PROGRESSING) and any(
+        proof.verdict is Verdict.FAIL for proof in seen.proofs
+    ):
+        assert after.phase is Phase.ROLLING_BACK
+    if after.phase in (Phase.ROLLING_BACK, Phase.ROLLED_BACK):
+        assert after.weights.canary == 0
+
+
+def _traffic_leaves_before_pods(
+    plan: Plan, before: Status, after: Status, seen: Observation, now: datetime
+) -> None:
+    if before.canary is None or after.canary is None or after.attempt != before.attempt:
+        return
+    assert before.baseline is not None
+    assert after.baseline is not None
+    assert before.phase_started_at is not None
+    waited = now - before.phase_started_at
+    timed_out = waited >= plan.drain_timeout
+    if after.canary.replicas < before.canary.replicas:
+        assert before.phase is Phase.ROLLING_BACK
+        assert before.weights.canary == 0
+        idle = seen.evidence is not None and seen.evidence.canary.active == 0
+        never = before.step_started_at is None
+        assert never or timed_out or (idle and waited >= DRAIN_AT_LEAST)
+    if after.baseline.replicas < before.baseline.replicas:
+        assert before.phase is Phase.PROMOTED
+        assert before.weights.baseline == 0
+        assert waited >= plan.rollback_window
+        idle = seen.evidence is not None and seen.evidence.baseline.active == 0
+        assert timed_out or idle
+        assert not plan.keep_old_pool
+
+
+RolloutMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+TestRollout = RolloutMachine.TestCase
