@@ -73,6 +73,12 @@ def register(
     loops = Loops()
     resource = (names.GROUP, names.VERSION, names.PLURAL)
 
+    @kopf.on.login(registry=registry)
+    async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        # A registry of our own has no default way to log in. A token that was rotated is read
+        # again, because kopf logs in anew when the API server no longer takes the old one.
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
     @kopf.on.startup(registry=registry)
     async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         settings.persistence.finalizer = names.FINALIZER
