@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,6 +10,7 @@ from dataclasses import dataclass, fields
 from kvquant.errors import KVQuantError
 
 DEFAULT_NAMESPACE = "kvquant-system"
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 class ConfigError(KVQuantError):
@@ -64,7 +66,9 @@ class OperatorConfig:
             try:
                 values[field.name] = _CONVERTERS[str(field.type)](text)
             except ValueError:
-                raise ConfigError(f"{variable}={text!r}: expected a {field.type}") from None
+                kind = _KINDS[str(field.type)]
+                raise ConfigError(f"{variable}={text!r}: expected {kind}") from None
+            _check(variable, values[field.name])
         return cls(**values)  # type: ignore[arg-type]  # each value was converted to its field's type
 
     @property
@@ -74,3 +78,14 @@ class OperatorConfig:
 
 
 _CONVERTERS = {"str": str, "int": int, "float": float}
+_KINDS = {"str": "a text", "int": "a whole number", "float": "a number"}
+
+
+def _check(variable: str, value: str | float) -> None:
+    """Refuse what would be found out much later, or never."""
+    if variable == "KVQUANT_LOG_LEVEL" and value not in LOG_LEVELS:
+        raise ConfigError(f"{variable}={value!r}: expected one of {', '.join(LOG_LEVELS)}")
+    if isinstance(value, int) and not 1 <= value <= 65535:
+        raise ConfigError(f"{variable}={value}: expected a port from 1 to 65535")
+    if isinstance(value, float) and not 0 < value < math.inf:
+        raise ConfigError(f"{variable}={value}: expected a number of seconds above 0")

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import base64
 import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from cryptography import x509
 
 from kvquant.ports import Cluster
 from kvquant.router.pki import ServerIdentity, make_identity
@@ -18,19 +22,18 @@ SECRET = "kvquant-xds-tls"  # noqa: S105 - the name of a Secret, not one
 
 
 def load_or_make(cluster: Cluster, namespace: str, host: str) -> ServerIdentity:
-    """Return the identity kept in the Secret; make and keep one when there is none.
+    """Return the identity kept in the Secret; make and keep one when none there is of use.
+
+    Routers that cannot verify the service keep their last weights, which nobody would notice: so a
+    certificate for another host, one that has ended or one that cannot be read is replaced.
 
     Raises:
         ClusterError: The Secret can neither be read nor written.
     """
     secret = cluster.get("Secret", namespace, SECRET)
-    data = (secret or {}).get("data") or {}
-    if {"ca.crt", "tls.crt", "tls.key"} <= data.keys():
-        return ServerIdentity(
-            ca=base64.b64decode(data["ca.crt"]),
-            certificate=base64.b64decode(data["tls.crt"]),
-            key=base64.b64decode(data["tls.key"]),
-        )
+    kept = _kept((secret or {}).get("data") or {})
+    if kept is not None and _is_of_use(kept, host):
+        return kept
     logger.info("Making the certificate of the weights service for %s", host)
     identity = make_identity([host])
     cluster.apply(
@@ -47,3 +50,23 @@ def load_or_make(cluster: Cluster, namespace: str, host: str) -> ServerIdentity:
         }
     )
     return identity
+
+
+def _kept(data: Mapping[str, str]) -> ServerIdentity | None:
+    try:
+        ca, certificate, key = (
+            base64.b64decode(data[name], validate=True) for name in ("ca.crt", "tls.crt", "tls.key")
+        )
+    except (KeyError, ValueError):
+        return None
+    return ServerIdentity(ca=ca, certificate=certificate, key=key)
+
+
+def _is_of_use(identity: ServerIdentity, host: str) -> bool:
+    try:
+        certificate = x509.load_pem_x509_certificate(identity.certificate)
+        named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (ValueError, x509.ExtensionNotFound):
+        return False
+    hosts = named.value.get_values_for_type(x509.DNSName)
+    return host in hosts and datetime.now(UTC) < certificate.not_valid_after_utc

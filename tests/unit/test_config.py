@@ -1,0 +1,54 @@
+"""The operator's configuration: what cannot be used is named, with the remedy."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from kvquant.config import ConfigError, OperatorConfig
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("KVQUANT_XDS_PORT", "many", "a whole number"),
+        ("KVQUANT_XDS_PORT", "", "a whole number"),
+        ("KVQUANT_XDS_PORT", "0", "a port from 1 to 65535"),
+        ("KVQUANT_METRICS_PORT", "65536", "a port from 1 to 65535"),
+        ("KVQUANT_PROMETHEUS_TIMEOUT", "soon", "a number"),
+        ("KVQUANT_PROMETHEUS_TIMEOUT", "-1", "a number of seconds above 0"),
+        ("KVQUANT_STUCK_AFTER", "nan", "a number of seconds above 0"),
+        ("KVQUANT_STUCK_AFTER", "inf", "a number of seconds above 0"),
+        ("KVQUANT_LOG_LEVEL", "verbose", "one of DEBUG, INFO, WARNING, ERROR"),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_what_was_expected(
+    variable: str, text: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        OperatorConfig.from_environment({variable: text})
+    assert variable in str(refused.value)
+    assert expected in str(refused.value)
+
+
+def test_nothing_set_gives_every_default() -> None:
+    assert OperatorConfig.from_environment({"PATH": "/bin"}) == OperatorConfig()
+
+
+def test_every_field_can_be_set_and_keeps_its_type() -> None:
+    given = {"str": "WARNING", "int": "1234", "float": "12.5"}
+    environment = {f"KVQUANT_{f.name.upper()}": given[str(f.type)] for f in fields(OperatorConfig)}
+    config = OperatorConfig.from_environment(environment)
+    for field in fields(OperatorConfig):
+        value = getattr(config, field.name)
+        assert type(value).__name__ == field.type
+        assert str(value) == given[str(field.type)]
+
+
+@pytest.mark.parametrize(
+    ("text", "namespaces"),
+    [("", ()), (" , ", ()), ("a", ("a",)), ("a, b ,,c", ("a", "b", "c"))],
+)
+def test_namespaces_are_a_list_with_commas(text: str, namespaces: tuple[str, ...]) -> None:
+    assert OperatorConfig(watch_namespaces=text).namespaces == namespaces
