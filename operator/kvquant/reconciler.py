@@ -101,7 +101,12 @@ class Reconciler:
             return Result(0, done=True)
         try:
             world = read(self._cluster, raw)
-        except ValidationError:
+        except ValidationError as error:
+            status = raw.get("status") or {}
+            shifted = (status.get("weights") or {}).get("canary", 0) > 0
+            if shifted and status.get("phase") != Phase.PROMOTED:
+                # Were it to vanish now, nobody would ever take the traffic back.
+                return self._unreadable(error)
             logger.exception("A deleted rollout cannot be read; nothing of it is touched")
             return Result(0, done=True)
         if world.rollout.status.phase not in (Phase.PENDING, Phase.PROMOTED, Phase.ROLLED_BACK):

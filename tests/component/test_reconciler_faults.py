@@ -281,6 +281,9 @@ def test_a_rollout_that_this_version_cannot_read_is_told_and_left_alone(site: Si
     assert (told.type, told.reason) == ("Warning", "InvalidSpec")
     assert "spec.kvCache.dtype" in told.message
     assert [call for call in site.cluster.calls if call.writes] == []
+    assert not site.reconciler.finalize(ref).done, "its canary still has traffic"
+    idle = {**raw, "status": {**raw["status"], "weights": {"baseline": 100, "canary": 0}}}
+    site.cluster._objects[names.KIND, ref.namespace, ref.name] = idle
     assert site.reconciler.finalize(ref).done, "it must be possible to delete it"
     assert before.status.weights.canary == site.traffic.weights[ROUTER]["green"] == 10
 

@@ -314,6 +314,14 @@ def test_the_old_pool_stays_while_routers_may_not_know(fields: dict[str, Any]) -
     assert "The old pool keeps its pods" in (after.verdict or "")
 
 
+def test_two_reasons_to_wait_at_the_end_are_recorded_once() -> None:
+    ended = status(Phase.PROMOTED, step=4, settled=True, spec_hash="another")
+    refused = turn(ended, requests=Requests(killed="Ada")).status
+    assert why_held(refused) == "KillRefused"
+    again = decide(PLAN, refused, seen(requests=Requests(killed="Ada")), NOW + timedelta(hours=1))
+    assert again.status == refused
+
+
 # Rolling back and rolled back.
 
 

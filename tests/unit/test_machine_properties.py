@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -361,4 +362,5 @@ def _traffic_leaves_before_pods(
 
 
 RolloutMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
-TestRollout = RolloutMachine.TestCase
+# A failure is made small before it is told, which takes minutes.
+TestRollout = pytest.mark.timeout(600)(RolloutMachine.TestCase)

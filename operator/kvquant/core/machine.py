@@ -291,7 +291,8 @@ def _promoted(turn: Turn) -> None:
     abort = turn.seen.requests.abort
     if turn.status.settled:
         turn.requeue_after = IDLE
-        if turn.seen.spec_hash != turn.status.spec_hash:
+        # A refused kill is told first; two reasons in turn would be a new decision each time.
+        if turn.held is None and turn.seen.spec_hash != turn.status.spec_hash:
             turn.hold(
                 "SpecChangedAfterPromotion",
                 "This rollout has ended in promotion. To change the dtype again, make a new "
