@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,8 +128,13 @@ def prometheus(exporter: Exporter, folder: Path) -> Iterator[str]:
 
 
 def _is_ready(url: str) -> bool:
-    with urllib.request.urlopen(f"{url}/-/ready", timeout=1) as response:
-        return bool(response.status == 200)
+    try:
+        with urllib.request.urlopen(f"{url}/-/ready", timeout=1) as response:
+            return bool(response.status == 200)
+    except urllib.error.HTTPError as error:
+        # Its 503 while it starts is an answer too, whose connection has to be closed.
+        error.close()
+        return False
 
 
 def _run(*command: str, cwd: str | None = None) -> None:

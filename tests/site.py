@@ -358,6 +358,7 @@ class Site:
                 slow=int(requests * harm.slow),
                 errors=int(requests * harm.errors),
                 preemptions=int(requests * harm.preemptions),
+                healthy=len(self.serving(need.router, slot)),
             )
 
         baseline, canary = need.baseline, need.canary

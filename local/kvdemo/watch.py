@@ -12,7 +12,7 @@ import click
 
 from kvquant.adapters.connection import Connection
 from kvquant.api import names
-from kvquant.api.v1alpha1 import DecisionRecord, KVQuantRollout, Phase, Status
+from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord, KVQuantRollout, Phase, Status
 from kvquant.errors import ClusterError
 
 NAMESPACE = "inference"
@@ -50,7 +50,6 @@ class Watch:
     connection: Connection
     stages: list[Stage] = field(default_factory=list)
     _printed: set[tuple[str, datetime, str]] = field(default_factory=set)
-    _waiting: str = ""
 
     def until(
         self,
@@ -99,12 +98,6 @@ class Watch:
             if key not in self._printed:
                 self._printed.add(key)
                 _print_decision(decision)
-                self._waiting = ""
-        held = status.condition("Held")
-        reason = held.reason if held is not None and held.status == "True" else ""
-        if held is not None and reason and reason != self._waiting:
-            self._waiting = reason
-            click.echo(click.style(f"           waits: {held.message}", dim=True))
 
 
 def _label(status: Status) -> str:
@@ -115,5 +108,8 @@ def _label(status: Status) -> str:
 
 def _print_decision(decision: DecisionRecord) -> None:
     at = decision.at.astimezone().strftime("%H:%M:%S")
-    kind = click.style(f"{decision.reason:<20}", fg=COLOURS.get(decision.kind.value), bold=True)
-    click.echo(f"  {at} {kind} canary {decision.weight:>3} %  {decision.message}")
+    if decision.kind is DecisionKind.HOLD:
+        click.echo(click.style(f"  {at}   waits: {decision.message}", dim=True))
+        return
+    reason = click.style(f"{decision.reason:<20}", fg=COLOURS.get(decision.kind.value), bold=True)
+    click.echo(f"  {at} {reason} canary {decision.weight:>3} %  {decision.message}")

@@ -40,7 +40,15 @@ from kvquant.world import (
     router_name,
 )
 
-MEASURED = frozenset({Phase.PROGRESSING, Phase.PROMOTED, Phase.ROLLING_BACK})
+MEASURED = frozenset(
+    {
+        Phase.PROVISIONING,
+        Phase.VERIFYING,
+        Phase.PROGRESSING,
+        Phase.PROMOTED,
+        Phase.ROLLING_BACK,
+    }
+)
 """Phases in which the arms' metrics matter."""
 
 

@@ -63,4 +63,6 @@ def configure_logging(level: str) -> None:
     kopf.configure(log_format=kopf.LogFormat.JSON, log_refkey="object")
     logging.getLogger().setLevel(level)
     # kopf tells every handled event at INFO; with one wake a pod event that drowns the decisions.
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    # So do the kubelet's looks at the liveness endpoint.
+    for chatty in ("kopf.objects", "kopf.activities", "aiohttp.access"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

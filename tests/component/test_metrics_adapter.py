@@ -114,6 +114,7 @@ def router_series(slot: str, completed: float) -> list[Any]:
         line(f"{prefix}_rq_timeout", ROUTER_POD, 3, 4, **label),
         line(f"{prefix}_rq_completed", ROUTER_POD, 100, 100 + completed, **label),
         line(f"{prefix}_rq_active", ROUTER_POD, 9, 2, **label),
+        line("envoy_cluster_membership_healthy", ROUTER_POD, 0, 3, **label),
         line(f"{prefix}_cx_destroy_remote_with_active_rq", ROUTER_POD, 0, 6, **label),
         line(f"{prefix}_rq_xx", ROUTER_POD, 0, 12, **label, envoy_response_code_class="5"),
         line(f"{prefix}_rq", ROUTER_POD, 0, 5, **label, envoy_response_code="503"),
@@ -156,7 +157,7 @@ def test_both_arms_are_read_with_disjoint_failures(stub: Stub, metrics: Promethe
     base = found.baseline
     # Of 500, 1 timed out and 6 were cut; of their 5xx 1 and 5 are among the 12.
     assert (base.completed, base.errors_5xx, base.timeouts, base.resets) == (493, 6, 1, 6)
-    assert (base.active, base.preemptions, base.finished) == (2, 20, 490)
+    assert (base.active, base.healthy, base.preemptions, base.finished) == (2, 3, 20, 490)
     assert base.seconds == pytest.approx(60)
     assert base.latency is not None
     assert base.latency.bounds == (0.5, 1.0, float("inf"))
@@ -185,7 +186,7 @@ def test_the_queries_name_their_instants(stub: Stub, metrics: PrometheusMetrics)
         assert path == "/api/v1/query_range"
         assert float(query["end"]) == NOW.timestamp()
         assert float(query["start"]) == SINCE.timestamp()
-        assert float(query["step"]) == 1
+        assert query["step"] == "1000ms", "seconds would be cut to a millisecond less at times"
     metrics.cache_configs("ns", ["a"], NOW)
     path, query = stub.asked[-1]
     assert path == "/api/v1/query"

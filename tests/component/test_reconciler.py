@@ -134,10 +134,11 @@ def test_a_dtype_that_the_engine_ignores_never_gets_a_request_more(
 
 def test_nothing_moves_while_prometheus_says_nothing_and_goes_on_by_itself(site: Site) -> None:
     ref = site.apply()
+    site.until_phase(ref, Phase.PROVISIONING)
     site.metrics.outage = "refused"
-    site.until_phase(ref, Phase.VERIFYING)
     for _ in range(20):
         site.turn(ref)
+    assert held(site.status(ref)) == "MetricsUnavailable"
     assert site.traffic.weights[ROUTER]["green"] == 0, "unproven pods get nothing"
     site.metrics.outage = None
     site.until_phase(ref, Phase.PROGRESSING)

@@ -45,6 +45,7 @@ class Pods:
             ("cx_destroy_remote_with_active_rq", 0),
         ):
             lines.append(f"envoy_cluster_upstream_{name}{{{blue}}} {value}")
+        lines.append(f"envoy_cluster_membership_healthy{{{blue}}} 2")
         if self.errors is not None:
             label = 'envoy_response_code_class="5"'
             lines.append(f"envoy_cluster_upstream_rq_xx{{{blue},{label}}} {self.errors}")
@@ -121,6 +122,19 @@ def test_exactly_what_happened_since_the_step_began_is_counted(
     assert base.latency is not None
     assert base.latency.bounds[:2] == (0.5, 1.0)
     assert base.latency.counts == (80, 95, 99)
+
+
+@pytest.mark.parametrize("step", [1001, 1003, 1017])
+def test_a_window_of_any_length_ends_now(
+    exporter: Exporter, metrics: PrometheusMetrics, pods: Pods, step: int
+) -> None:
+    exporter.show(pods.page())
+    at = now()
+    # Milliseconds whose number of seconds is a little less in binary.
+    since = at - timedelta(milliseconds=20 * step)
+    found = metrics.evidence([need(pods, since)], at)["k"]
+    assert (found.baseline.active, found.baseline.healthy) == (7, 2)
+    assert found.problems == ()
 
 
 def test_the_same_evidence_is_found_again_later(

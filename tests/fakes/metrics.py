@@ -73,11 +73,13 @@ def arm(
     preemptions: float = 0,
     finished: float | None = None,
     active: float = 0,
+    healthy: float = 99,
 ) -> ArmSample:
     """Return the sample of an arm: answers take up to 1 s, the slow ones 10 to 30 s.
 
     Of the requests, the given numbers failed in each way or were slow; the engines finished as
-    many as were answered, unless told otherwise.
+    many as were answered, unless told otherwise. The routers find as many pods healthy as any test
+    asks for.
     """
     completed = requests - timeouts - resets
     counts = [completed - slow if bound < 30 else completed for bound in BOUNDS]
@@ -88,6 +90,7 @@ def arm(
         timeouts=timeouts,
         resets=resets,
         active=active,
+        healthy=healthy,
         latency=Histogram(BOUNDS, tuple(float(count) for count in counts)),
         preemptions=preemptions,
         finished=completed if finished is None else finished,

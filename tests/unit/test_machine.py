@@ -79,7 +79,13 @@ def seen(**fields: Any) -> Observation:
     return Observation(generation=3, spec_hash=spec_hash(SPEC), **{**known, **fields})
 
 
+EMPTY_SLOT = Evidence(NOW, arm(2700), arm(0, healthy=0))
+"""What the routers show until the canary's pods have been proven."""
+
+
 def turn(before: Status, **fields: Any) -> Decision:
+    if before.phase is Phase.PROVISIONING:
+        fields = {"evidence": EMPTY_SLOT, **fields}
     return decide(PLAN, before, seen(**fields), NOW)
 
 
@@ -157,6 +163,17 @@ def test_ready_pods_and_following_routers_are_verified_next() -> None:
     assert turn(status(Phase.PROVISIONING), router=lagging).status.phase is Phase.PROVISIONING
 
 
+@pytest.mark.parametrize(
+    ("healthy", "reason"), [(None, "MetricsUnavailable"), (2.0, "RouterNotReady")]
+)
+def test_a_slot_that_still_holds_an_earlier_pool_is_waited_for(
+    healthy: float | None, reason: str
+) -> None:
+    sample = replace(arm(0), healthy=healthy)
+    after = turn(status(Phase.PROVISIONING), evidence=Evidence(NOW, arm(2700), sample)).status
+    assert (after.phase, why_held(after)) == (Phase.PROVISIONING, reason)
+
+
 def test_routers_that_are_ready_but_not_connected_do_not_follow() -> None:
     half = RouterView(available=2, connected=1, applied=1)
     assert turn(status(Phase.VERIFYING), router=half).status.phase is Phase.VERIFYING
@@ -176,6 +193,28 @@ def test_a_proven_pod_gets_traffic_only_once_it_bears_the_label() -> None:
     assert unlabelled.regime_proof == (PROOF,), "which the actor labels by"
     after = turn(unlabelled).status
     assert (after.phase, after.step, after.weights.canary) == (Phase.PROGRESSING, 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("healthy", "reason"), [(None, "MetricsUnavailable"), (0.0, "RouterNotReady")]
+)
+def test_a_pod_that_routers_do_not_find_healthy_gets_no_weight(
+    healthy: float | None, reason: str
+) -> None:
+    unknown = Evidence(NOW, arm(0), replace(arm(0), healthy=healthy))
+    after = turn(status(Phase.VERIFYING), evidence=unknown).status
+    assert (after.phase, after.weights.canary) == (Phase.VERIFYING, 0)
+    assert after.decisions[-1].reason == reason
+    known = turn(after, evidence=Evidence(NOW, arm(0), replace(arm(0), healthy=1.0))).status
+    assert known.weights.canary == 10
+
+
+def test_an_outage_of_prometheus_is_no_reason_to_give_up() -> None:
+    late = NOW + timedelta(hours=9)
+    out = seen(evidence=None, metrics_problem="it does not answer")
+    waiting = decide(PLAN, status(Phase.VERIFYING), out, late).status
+    assert waiting.phase is Phase.VERIFYING
+    assert "it does not answer" in (waiting.verdict or "")
 
 
 def test_the_end_of_a_pause_starts_the_deadline_anew() -> None:
@@ -356,7 +395,7 @@ def test_a_rejected_spec_stays_rejected_until_retry_or_another_spec() -> None:
 
 def test_waits_do_not_push_out_what_was_done() -> None:
     now, current = NOW, turn(Status(), candidate=CANDIDATE).status
-    current = decide(PLAN, current, seen(), now).status
+    current = decide(PLAN, current, seen(evidence=EMPTY_SLOT), now).status
     for i in range(3 * DECISIONS_KEPT):
         now += timedelta(seconds=1)
         proofs = (PROOF.model_copy(update={"verdict": Verdict.INCONCLUSIVE}),)

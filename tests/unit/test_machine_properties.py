@@ -131,6 +131,7 @@ class RolloutMachine(RuleBasedStateMachine):
         unmeasured=st.sampled_from([False, False, True]),
         follows=st.sampled_from([True, True, False]),
         obstacle=st.sampled_from([None] * 8 + ["refused", "taken"]),
+        known=st.sampled_from(["right", "right", "nothing", "old"]),
     )
     def look(
         self,
@@ -139,6 +140,7 @@ class RolloutMachine(RuleBasedStateMachine):
         unmeasured: bool,
         follows: bool,
         obstacle: str | None,
+        known: str,
     ) -> None:
         verdict = Verdict.INCONCLUSIVE if unmeasured else Verdict.FAIL if wrong else Verdict.PASS
         self.turn(
@@ -147,6 +149,7 @@ class RolloutMachine(RuleBasedStateMachine):
             RouterView(2, 2, 2 if follows else 1),
             Problem("RefusedByAPIServer", "quota") if obstacle == "refused" else None,
             "other" if obstacle == "taken" else None,
+            known,
         )
 
     @rule(turns=st.integers(1, 12), seconds=st.sampled_from([1, 30, 70]))
@@ -174,6 +177,7 @@ class RolloutMachine(RuleBasedStateMachine):
         router: RouterView,
         problem: Problem | None,
         taken_by: str | None,
+        known: str = "right",
     ) -> None:
         proven = {
             (p.pod, p.container_id) for p in self.status.regime_proof if p.verdict is Verdict.PASS
@@ -183,6 +187,10 @@ class RolloutMachine(RuleBasedStateMachine):
             replace(pod, serving=(pod.name, pod.container_id) in proven)
             for pod in self.pods.values()
         )
+        if evidence is not None:
+            serving = sum(1 for pod in pods if pod.ready and pod.serving)
+            healthy = {"right": serving, "nothing": None, "old": 2}[known]
+            evidence = replace(evidence, canary=replace(evidence.canary, healthy=healthy))
         pending = self.status.phase is Phase.PENDING
         seen = Observation(
             generation=7,
@@ -260,6 +268,7 @@ CANDIDATE = Candidate(
 def check(plan: Plan, before: Status, after: Status, seen: Observation, now: datetime) -> None:
     """Assert everything that must hold between two statuses."""
     _weights_rise_by_one_step_to_pods_that_are_proven(plan, before, after, seen)
+    _the_slot_was_empty(before, after, seen)
     _steps_are_earned(plan, before, after, seen, now)
     _silence_decides_nothing(before, after, seen)
     _the_way_back_is_always_open(before, after, seen)
@@ -280,10 +289,20 @@ def _weights_rise_by_one_step_to_pods_that_are_proven(
     assert after.canary is not None
     serving = [pod for pod in seen.canary_pods if pod.ready and pod.serving]
     assert len(serving) >= after.canary.replicas > 0
+    assert seen.evidence is not None
+    assert seen.evidence.canary.healthy is not None
+    assert seen.evidence.canary.healthy >= after.canary.replicas
     assert seen.router.follows
     assert seen.router_taken_by is None
     assert not seen.requests.paused
     assert before.phase is Phase.VERIFYING or before.next_step == after.step
+
+
+def _the_slot_was_empty(before: Status, after: Status, seen: Observation) -> None:
+    """Pods that routers find later are the canary's own."""
+    if (before.phase, after.phase) == (Phase.PROVISIONING, Phase.VERIFYING):
+        assert seen.evidence is not None
+        assert after.killed or seen.evidence.canary.healthy == 0
 
 
 def _steps_are_earned(

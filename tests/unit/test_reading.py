@@ -81,6 +81,20 @@ def test_a_router_pod_that_is_gone_still_counts_what_it_did_but_has_nothing_in_f
     assert found.problems == ()
 
 
+def test_a_pod_is_healthy_when_every_router_that_is_seen_finds_it_so() -> None:
+    found = read(
+        [
+            *router(OLD, (-100, 0), {-100: 5000.0, 0: 5100.0}),
+            *router(NEW, (-50, 0), {-50: 5.0, 0: 55.0}),
+            line(queries.HEALTHY, OLD, {-100: 0, 0: 2}, "green"),
+            line(queries.HEALTHY, NEW, {-50: 2, 0: 1}, "green"),
+            line(queries.HEALTHY, OLD, {-100: 5}, "blue"),
+        ]
+    )
+    assert found.canary.healthy == 1
+    assert found.baseline.healthy is None, "what was found earlier says nothing of now"
+
+
 def test_errors_of_a_kind_that_never_happened_are_none() -> None:
     found = read(
         [

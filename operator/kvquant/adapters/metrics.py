@@ -121,7 +121,9 @@ class PrometheusMetrics:
         exact = {
             "start": f"{window.start_ms / 1000:.3f}",
             "end": f"{window.end_ms / 1000:.3f}",
-            "step": f"{window.step_ms / 1000:.3f}",
+            # As a number of seconds, Prometheus would cut some steps to a millisecond less, and the
+            # last instant of the range would not be its end any more.
+            "step": f"{window.step_ms}ms",
         }
         answer = self._ask(
             self._prometheus.custom_query_range,

@@ -37,6 +37,7 @@ class ArmSample:
         timeouts: Requests that the router gave up on.
         resets: Requests whose connection broke before the answer was complete.
         active: Requests in flight now.
+        healthy: Pods of the arm that every router finds healthy now: the fewest that one knows.
         latency: Seconds from the router's request to the last byte, completed requests only.
         preemptions: KV page faults that the engines counted.
         finished: Requests that the engines finished.
@@ -48,6 +49,7 @@ class ArmSample:
     timeouts: float | None = None
     resets: float | None = None
     active: float | None = None
+    healthy: float | None = None
     latency: Histogram | None = None
     preemptions: float | None = None
     finished: float | None = None

@@ -41,9 +41,9 @@ def pods_serve(turn: Turn) -> bool:
     if turn.seen.problem is not None:
         turn.hold(turn.seen.problem.reason, turn.seen.problem.message)
         return False
-    if len(serving) >= wanted and turn.seen.router.follows:
-        return True
     if len(serving) >= wanted:
+        if turn.seen.router.follows:
+            return _routers_know(turn, wanted)
         turn.hold("RouterNotReady", router_trouble(turn))
     elif unproven := [p for p in turn.seen.proofs if p.verdict is not Verdict.PASS]:
         turn.hold("RegimeNotProven", worst([f"{p.pod}: {p.message}" for p in unproven]))
@@ -51,6 +51,52 @@ def pods_serve(turn: Turn) -> bool:
         why = trouble(pods) or "waiting for them to become ready and verified"
         turn.hold("CanaryNotReady", f"{len(serving)} of {wanted} canary pods serve: {why}")
     return False
+
+
+def slot_is_empty(turn: Turn) -> bool:
+    """Tell whether no router has a pod of an earlier pool in the canary's slot; else say so.
+
+    Names linger in DNS for a while after a pool has left. Only an empty slot shows later that the
+    pods which appear in it are the canary's own.
+    """
+    evidence = turn.seen.evidence
+    known = evidence.canary.healthy if evidence is not None else None
+    if known == 0:
+        return True
+    if known is None:
+        _hold_without_metrics(turn, "Whether the routers have let the slot's last pool go")
+    else:
+        turn.hold(
+            "RouterNotReady",
+            f"Router {turn.status.router} still finds {known:g} pods of an earlier pool in slot "
+            f"{turn.canary.slot}.",
+        )
+    return False
+
+
+def _routers_know(turn: Turn, wanted: int) -> bool:
+    """Tell whether every router finds the canary's pods healthy; else say how far they are.
+
+    A pod that serves has yet to get around by DNS and to pass the routers' own health checks.
+    Weight before that would be answered with 503.
+    """
+    evidence = turn.seen.evidence
+    known = evidence.canary.healthy if evidence is not None else None
+    if known is not None and known >= wanted:
+        return True
+    if known is None:
+        _hold_without_metrics(turn, "Whether the routers find the canary's pods")
+    else:
+        turn.hold(
+            "RouterNotReady",
+            f"Router {turn.status.router} finds {known:g} of {wanted} canary pods healthy so far.",
+        )
+    return False
+
+
+def _hold_without_metrics(turn: Turn, question: str) -> None:
+    why = turn.seen.metrics_problem or "Prometheus has not scraped the routers yet"
+    turn.hold("MetricsUnavailable", f"{question}: {why}.")
 
 
 def fails_to_start(turn: Turn) -> bool:
@@ -69,6 +115,9 @@ def fails_to_start(turn: Turn) -> bool:
 
 def deadline(turn: Turn) -> None:
     """Roll back when the pods or routers have taken longer than the spec allows."""
+    if turn.seen.metrics_problem is not None:
+        # A Prometheus that does not answer is no failure of the canary's.
+        return
     if turn.since_phase() > turn.plan.progress_deadline:
         roll_back(
             turn,

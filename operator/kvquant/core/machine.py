@@ -30,6 +30,7 @@ from kvquant.core.gates import (
     pods_serve,
     proofs,
     router_trouble,
+    slot_is_empty,
     trouble,
 )
 from kvquant.core.moves import advance, prepare_next, promote, roll_back
@@ -179,7 +180,12 @@ def _provisioning(turn: Turn) -> None:
         return
     wanted = turn.canary.replicas
     ready = [pod for pod in turn.seen.canary_pods if pod.ready]
-    if len(ready) >= wanted and turn.seen.router.follows:
+    if len(ready) < wanted:
+        why = trouble(turn.seen.canary_pods) or "waiting for their model to load"
+        turn.hold("CanaryNotReady", f"{len(ready)} of {wanted} canary pods are ready: {why}")
+    elif not turn.seen.router.follows:
+        turn.hold("RouterNotReady", router_trouble(turn))
+    elif slot_is_empty(turn):
         turn.enter(Phase.VERIFYING)
         turn.record(
             DecisionKind.VERIFY,
@@ -188,11 +194,6 @@ def _provisioning(turn: Turn) -> None:
             f"{turn.status.resolved_dtype} before any traffic.",
         )
         return
-    if len(ready) < wanted:
-        why = trouble(turn.seen.canary_pods) or "waiting for their model to load"
-        turn.hold("CanaryNotReady", f"{len(ready)} of {wanted} canary pods are ready: {why}")
-    else:
-        turn.hold("RouterNotReady", router_trouble(turn))
     deadline(turn)
 
 
@@ -329,6 +330,8 @@ def _promoted(turn: Turn) -> None:
         "RollbackWindowClosed",
         f"The rollback window is closed: {baseline.deployment} {fate}.",
     )
+    # The next pass frees the router, for which another rollout may wait.
+    turn.requeue_after = timedelta(0)
 
 
 def _rolling_back(turn: Turn) -> None:
@@ -349,6 +352,7 @@ def _rolling_back(turn: Turn) -> None:
         "RolledBack",
         f"Rolled back: {cause.message if cause else 'see the decisions'}",
     )
+    turn.requeue_after = timedelta(0)
 
 
 def _rolled_back(turn: Turn) -> None:

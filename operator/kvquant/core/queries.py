@@ -37,6 +37,7 @@ BY_CODE = "envoy_cluster_upstream_rq"
 TIMEOUTS = "envoy_cluster_upstream_rq_timeout"
 RESETS = "envoy_cluster_upstream_cx_destroy_remote_with_active_rq"
 ACTIVE = "envoy_cluster_upstream_rq_active"
+HEALTHY = "envoy_cluster_membership_healthy"
 ROUTER_UPTIME = "envoy_server_uptime"
 LATENCY = "envoy_cluster_upstream_rq_time_bucket"
 
@@ -101,7 +102,7 @@ def window(needs: Iterable[EvidenceNeed], now: datetime) -> Window:
 
 def router_counters(needs: Sequence[EvidenceNeed]) -> str:
     """Select the routers' counters of requests, requests in flight and uptimes."""
-    metrics = (COMPLETED, BY_CLASS, BY_CODE, TIMEOUTS, RESETS, ACTIVE, ROUTER_UPTIME)
+    metrics = (COMPLETED, BY_CLASS, BY_CODE, TIMEOUTS, RESETS, ACTIVE, HEALTHY, ROUTER_UPTIME)
     return _select(
         f'__name__=~"{"|".join(metrics)}"',
         *_where(needs, [need.router for need in needs]),

@@ -86,8 +86,11 @@ class Readings:
         sample = ArmSample()
         if _are_seen(routers, lately, until):
             sample = _at_router(arm.slot, routers, since, until)
-            active = _in_flight(arm.slot, routers, self.window.end)
-            sample = replace(sample, active=active)
+            sample = replace(
+                sample,
+                active=_gauge(queries.ACTIVE, arm.slot, routers, self.window.end, sum),
+                healthy=_gauge(queries.HEALTHY, arm.slot, routers, self.window.end, min),
+            )
         if _are_seen(engines, lately, until):
             sample = replace(
                 sample,
@@ -125,16 +128,22 @@ def _at_router(slot: str, routers: Sequence[Pod], since: float, until: float) ->
     )
 
 
-def _in_flight(slot: str, routers: Sequence[Pod], now: float) -> float | None:
-    """Return the requests in flight at an instant, over the routers that were seen then."""
+def _gauge(
+    name: str,
+    slot: str,
+    routers: Sequence[Pod],
+    now: float,
+    combine: Callable[[list[float]], float],
+) -> float | None:
+    """Return a slot's gauge at an instant, combined over the routers that were seen then."""
     gauges = [
         value
         for pod in routers
         for one in pod.series
-        if one.name == queries.ACTIVE and one.labels.get(queries.CLUSTER_LABEL) == slot
+        if one.name == name and one.labels.get(queries.CLUSTER_LABEL) == slot
         for _, value in within(one.points, now, now)
     ]
-    return sum(gauges) if gauges and math.isfinite(sum(gauges)) else None
+    return combine(gauges) if gauges and math.isfinite(sum(gauges)) else None
 
 
 def _latency(slot: str, routers: Sequence[Pod], since: float, until: float) -> Histogram | None:

@@ -61,7 +61,7 @@ class PrometheusHistory:
             "query": query,
             "start": f"{window.start_ms / 1000:.3f}",
             "end": f"{window.end_ms / 1000:.3f}",
-            "step": f"{window.step_ms / 1000:.3f}",
+            "step": f"{window.step_ms}ms",
         }
         try:
             status, text = self._transport(RANGE_PATH, parameters)
