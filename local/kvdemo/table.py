@@ -24,7 +24,7 @@ def rows(stages: Sequence[Stage], outcomes: Sequence[Outcome]) -> list[tuple[str
                 stage.label,
                 f"{stage.weight} %",
                 str(len(mine)),
-                f"{100 * sum(o.from_canary for o in mine) / len(mine):.0f} %",
+                f"{100 * sum(o.fingerprint == stage.mark for o in mine) / len(mine):.0f} %",
                 str(sum(1 for o in mine if o.problem)),
                 _seconds(percentile((o.seconds for o in mine), 0.5)),
                 _seconds(percentile((o.seconds for o in mine), 0.99)),

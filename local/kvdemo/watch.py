@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from kvdemo.load import CANARY_MARK
+from kvquant.acting import attempt_id
 from kvquant.adapters.connection import Connection
 from kvquant.api import names
 from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord, KVQuantRollout, Phase, Status
@@ -31,12 +33,14 @@ class Stage:
         rollout: Name of the rollout.
         label: Phase and step for people.
         weight: The canary's weight in per cent.
+        mark: Fingerprint in the answers of this attempt's canary.
     """
 
     since: float
     rollout: str
     label: str
     weight: int
+    mark: str = ""
 
 
 @dataclass(slots=True)
@@ -65,27 +69,30 @@ class Watch:
         """
         deadline = time.monotonic() + timeout
         while True:
-            status = self._look(rollout)
-            if status is not None:
-                self._tell(rollout, status)
+            seen = self._look(rollout)
+            status = seen.status if seen is not None else None
+            if seen is not None and status is not None:
+                self._tell(seen)
                 meanwhile(status)
                 if ended(status):
                     return status
             if time.monotonic() > deadline:
-                seen = status.verdict if status is not None else "it could not be read"
-                raise TimeoutError(f"rollout {rollout} did not end in {timeout:g} s: {seen}")
+                last = status.verdict if status is not None else "it could not be read"
+                raise TimeoutError(f"rollout {rollout} did not end in {timeout:g} s: {last}")
             time.sleep(POLL)
 
-    def _look(self, rollout: str) -> Status | None:
+    def _look(self, rollout: str) -> KVQuantRollout | None:
         path = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{names.PLURAL}/{rollout}"
         try:
             raw: dict[str, Any] = self.connection.expect("GET", path, subject=rollout)
         except ClusterError:
             return None
-        return KVQuantRollout.parse(raw).status
+        return KVQuantRollout.parse(raw)
 
-    def _tell(self, rollout: str, status: Status) -> None:
-        stage = Stage(time.time(), rollout, _label(status), status.weights.canary)
+    def _tell(self, seen: KVQuantRollout) -> None:
+        rollout, status = seen.metadata.name, seen.status
+        mark = f"{CANARY_MARK}{attempt_id(f'{seen.metadata.uid}/{status.attempt}')}"
+        stage = Stage(time.time(), rollout, _label(status), status.weights.canary, mark)
         last = self.stages[-1] if self.stages else None
         if last is None or (last.rollout, last.label, last.weight) != (
             rollout,

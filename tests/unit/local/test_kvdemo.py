@@ -87,9 +87,9 @@ def test_percentiles(values: list[float], share: float, expected: float | None) 
 
 
 def test_a_request_counts_in_the_stage_in_which_it_was_sent() -> None:
-    stages = [Stage(0, "a", "step 1/2", 10), Stage(10, "a", "step 2/2", 100)]
+    stages = [Stage(0, "a", "step 1/2", 10, "kvq-1"), Stage(10, "a", "step 2/2", 100, "kvq-1")]
     outcomes = [
-        Outcome(1, 30.0),
+        Outcome(1, 30.0, "", "kvq-of-an-earlier-rollout"),
         Outcome(9.9, 0.1, "HTTP 500"),
         Outcome(10, 0.2, "", "kvq-1"),
         Outcome(11, 0.2, "", "kvq-1"),
