@@ -63,6 +63,10 @@ class Actor:
         if status.settled and status.phase is Phase.PROMOTED:
             self._retire(world, status.baseline)
 
+    def doubt(self, obj: Object) -> None:
+        """Apply an object again in the next pass, because somebody has touched it."""
+        self._applied.pop((obj["kind"], *_address(obj)), None)
+
     def remove_pool(self, world: World) -> None:
         """Delete the canary's Deployment."""
         if world.canary is not None:
@@ -118,12 +122,12 @@ class Actor:
         }
         # The live routers follow at once; the ConfigMap is for routers that start without us.
         self._traffic.set_weights(RouterKey(namespace, router), weights)
-        if world.target is None:
+        serves_baseline = self._baseline_selector(world, router, baseline.slot)
+        if serves_baseline is None:
             return
         port, canary_port = self._ports(world)
         every = REAPPLY_SETTLED_AFTER if status.settled else REAPPLY_AFTER
         settings = world.rollout.spec.traffic.router
-        pool = labels_of(world.target).get(names.LABEL_POOL)
         for obj in router_objects(
             RouterSpec(
                 name=router,
@@ -133,7 +137,7 @@ class Actor:
                 port=settings.port,
                 replicas=settings.replicas,
                 selectors={
-                    baseline.slot: canary_selector(pool) if pool else target_selector(world.target),
+                    baseline.slot: serves_baseline,
                     canary.slot: canary_selector(canary.deployment),
                 },
                 engine_ports={baseline.slot: port, canary.slot: canary_port},
@@ -154,11 +158,25 @@ class Actor:
             )
         ):
             self._apply(obj, now, every)
-        if labels_of(world.target).get(names.LABEL_ROUTER) != router:
+        if world.target is not None and labels_of(world.target).get(names.LABEL_ROUTER) != router:
             mark = {names.LABEL_ROUTER: router, names.LABEL_SLOT: baseline.slot}
             self._cluster.patch(
                 "Deployment", namespace, baseline.deployment, {"metadata": {"labels": mark}}
             )
+
+    def _baseline_selector(self, world: World, router: str, slot: str) -> dict[str, str] | None:
+        """Return the labels of the baseline's pods; None when nobody knows them any more.
+
+        An old pool that its owner has deleted must not keep its router from the next rollout, so
+        that its Service stays as it was.
+        """
+        if world.target is not None:
+            pool = labels_of(world.target).get(names.LABEL_POOL)
+            return canary_selector(pool) if pool else target_selector(world.target)
+        namespace = world.rollout.metadata.namespace
+        service = self._cluster.get("Service", namespace, slot_service(router, slot))
+        selector: dict[str, str] | None = (service or {}).get("spec", {}).get("selector")
+        return selector
 
     def _apply(self, obj: Object, now: datetime, every: timedelta) -> None:
         """Apply an object when it changed, or when drift is due to be looked for."""

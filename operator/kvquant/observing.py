@@ -16,7 +16,9 @@ from kvquant.core.manifests import (
     PoolIdentity,
     canary_deployment,
     engine_container,
+    replicas_of,
     selects,
+    template_hash,
 )
 from kvquant.core.observation import (
     Candidate,
@@ -25,6 +27,7 @@ from kvquant.core.observation import (
     Problem,
     Requests,
     RouterView,
+    TargetView,
 )
 from kvquant.core.plan import spec_hash
 from kvquant.engines import vllm
@@ -115,9 +118,13 @@ def observe(
     canary_pods = tuple(pod_view(pod, container) for pod in world.canary_pods)
     baseline_pods = tuple(pod_view(pod, container) for pod in world.baseline_pods)
     acknowledged = traffic.acknowledged(RouterKey(rollout.metadata.namespace, status.router))
+    if status.phase in RUNNING and problem is None:
+        problem = _baseline_trouble(world)
     available = (world.router or {}).get("status", {}).get("availableReplicas") or 0
     seen = replace(
         seen,
+        problem=problem,
+        target=_target_view(world.target),
         canary_pods=canary_pods,
         baseline_pods=baseline_pods,
         router=RouterView(available, acknowledged.connected, acknowledged.applied),
@@ -138,6 +145,28 @@ def observe(
 
 def _level(text: str | None) -> str | None:
     return None if text is None or text.strip().lower() in ("", "false") else text
+
+
+def _target_view(target: Object | None) -> TargetView | None:
+    return None if target is None else TargetView(replicas_of(target), template_hash(target))
+
+
+def _baseline_trouble(world: World) -> Problem | None:
+    """Return what the baseline's owner did that leaves nothing to compare with or to go back to."""
+    wanted = world.rollout.spec.target_ref.name
+    if world.target is None:
+        return Problem(
+            "TargetNotFound",
+            f"spec.targetRef.name: Deployment {wanted!r} was deleted in mid-rollout. Nothing moves "
+            "until it is back; requests to it fail. Delete the rollout to end it.",
+        )
+    if replicas_of(world.target) == 0:
+        return Problem(
+            "TargetScaledToZero",
+            f"Deployment {wanted} was scaled to zero in mid-rollout. Nothing moves until it has "
+            "pods again; requests to it fail.",
+        )
+    return None
 
 
 def _candidate(world: World, cluster: Cluster) -> Candidate:
@@ -162,7 +191,6 @@ def _candidate(world: World, cluster: Cluster) -> Candidate:
             "AlreadyRunning",
             f"spec.kvCache.dtype: Deployment {wanted} runs {running} already; ask for another.",
         )
-    replicas = int(target["spec"].get("replicas", 1))
     router = router_name(rollout, target)
     _refuse_busy_router(world, router)
     _refuse_idle_target(world, router, cluster)
@@ -193,7 +221,13 @@ def _candidate(world: World, cluster: Cluster) -> Candidate:
         engine=vllm.NAME,
         resolved_dtype=dtype,
         router=router,
-        baseline=Pool(deployment=wanted, slot=slot, dtype=running, replicas=replicas),
+        baseline=Pool(
+            deployment=wanted,
+            slot=slot,
+            dtype=running,
+            replicas=replicas_of(target),
+            template_hash=template_hash(target),
+        ),
         canary_deployment=pool,
         canary_slot=other,
     )

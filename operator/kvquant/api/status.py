@@ -65,6 +65,9 @@ class Pool(Model):
     """KV-cache dtype as the engine calls it."""
     replicas: int
     """Pods that the pool has or is asked to have."""
+    template_hash: str | None = None
+    """Hash of the pod template that the attempt began with, for the baseline only: when its owner
+    changes the template, the attempt starts over."""
 
 
 class SignalReport(Model):

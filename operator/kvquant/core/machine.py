@@ -21,6 +21,7 @@ from kvquant.api.v1alpha1 import (
     Verdict,
 )
 from kvquant.core import analysis
+from kvquant.core.baseline import follow_replicas, template_changed
 from kvquant.core.conditions import describe
 from kvquant.core.evidence import worst
 from kvquant.core.gates import (
@@ -83,7 +84,17 @@ def decide(plan: Plan, status: Status, seen: Observation, now: datetime) -> Deci
             "measured or moved on another rollout's traffic. This one starts over when the router "
             "is free.",
         )
+    elif running and template_changed(turn):
+        roll_back(
+            turn,
+            "BaselineChanged",
+            f"The pod template of {turn.baseline.deployment} was changed while the rollout was on "
+            "its way, so that the canary is no longer compared with what it was derived from: "
+            "this one starts over from the new template.",
+        )
     else:
+        if running:
+            follow_replicas(turn)
         _PHASES[turn.status.phase](turn)
     describe(turn)
     return Decision(turn.status, tuple(turn.announcements), turn.requeue_after)

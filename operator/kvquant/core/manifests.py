@@ -7,6 +7,8 @@ differ from the baseline in nothing but the KV cache.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -160,6 +162,25 @@ def canary_deployment(
         },
         "spec": spec,
     }
+
+
+def template_hash(deployment: Object) -> str:
+    """Return a hash that changes when the pods of a Deployment would become other pods.
+
+    `kubectl rollout restart` is left out: it makes the same pods again.
+    """
+    template = copy.deepcopy(deployment["spec"]["template"])
+    annotations = template.get("metadata", {}).get("annotations") or {}
+    annotations.pop("kubectl.kubernetes.io/restartedAt", None)
+    if not annotations:
+        template.get("metadata", {}).pop("annotations", None)
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def replicas_of(deployment: Object) -> int:
+    """Return how many pods a Deployment is asked to have; Kubernetes' default is 1."""
+    wanted = deployment["spec"].get("replicas")
+    return 1 if wanted is None else int(wanted)
 
 
 def selects(selector: Mapping[str, str] | None, labels: Mapping[str, str]) -> bool:

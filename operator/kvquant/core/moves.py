@@ -11,7 +11,7 @@ from kvquant.api.v1alpha1 import DecisionKind, Phase
 from kvquant.core.plan import replicas_for
 from kvquant.core.turn import Turn
 
-STARTS_OVER = frozenset({"SpecChanged", "RouterBusy"})
+STARTS_OVER = frozenset({"SpecChanged", "RouterBusy", "BaselineChanged"})
 """Causes of a rollback that say nothing against the spec: it is tried again without being asked."""
 
 

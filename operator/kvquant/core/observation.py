@@ -49,6 +49,14 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetView:
+    """The target's Deployment as its owner has it now: pods asked for, hash of the template."""
+
+    replicas: int
+    template_hash: str
+
+
+@dataclass(frozen=True, slots=True)
 class PodView:
     """One pod of an arm, as far as decisions need it.
 
@@ -100,6 +108,7 @@ class Observation:
         problem: Why the rollout cannot begin, or what the status says cannot be done; else None.
         router_taken_by: Another rollout that drives the router; None when none does.
         candidate: What an attempt would work with; None while there is a problem.
+        target: The target as it is now; None before the attempt, or when it is gone.
         baseline_pods: Pods of the pool that served when the rollout began.
         canary_pods: Pods of the pool with the quantized cache.
         proofs: Regime proofs of the canary's ready pods.
@@ -114,6 +123,7 @@ class Observation:
     problem: Problem | None = None
     router_taken_by: str | None = None
     candidate: Candidate | None = None
+    target: TargetView | None = None
     baseline_pods: tuple[PodView, ...] = ()
     canary_pods: tuple[PodView, ...] = ()
     proofs: tuple[PodProof, ...] = ()
