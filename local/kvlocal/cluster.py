@@ -251,6 +251,8 @@ class Cluster:
                 preexec_fn=lambda: cgroups.join(self._cgroup),
             )
         node = self._first_child(outer)
+        # It outlives this process by design; its end is nobody's to wait for.
+        outer.returncode = 0
         (self._run / "node.pid").write_text(str(node))
         self.network.connect(node)
 

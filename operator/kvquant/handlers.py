@@ -127,7 +127,9 @@ def register(
         loops.kill_is_known = True
         loops.wake_all()
 
-    @kopf.daemon(*resource, registry=registry)
+    # A deleted rollout vanishes when kopf next looks whether its daemon has ended: by default, that
+    # is a minute later.
+    @kopf.daemon(*resource, registry=registry, cancellation_polling=1.0)
     async def run(
         namespace: str | None,
         name: str | None,
