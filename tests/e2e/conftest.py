@@ -16,8 +16,11 @@ from tests.e2e.stage import Stage
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A fresh cluster with Prometheus and the operator; KEEP=1 leaves it up to look at."""
-    cluster = product.start("e2e")
+    """A fresh cluster with Prometheus and the operator; KEEP=1 leaves it up to look at.
+
+    KVQUANT_E2E_CLUSTER gives it another name, so that two sessions may run beside each other.
+    """
+    cluster = product.start(os.environ.get("KVQUANT_E2E_CLUSTER", "e2e"))
     yield cluster
     if os.environ.get("KEEP", "") in ("", "0"):
         cluster.down()
