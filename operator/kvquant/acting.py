@@ -6,6 +6,7 @@ import hashlib
 import json
 from datetime import datetime, timedelta
 
+from kvquant import autoscaling
 from kvquant.api import names
 from kvquant.api.v1alpha1 import Phase, Pool, Status, Verdict, parse_duration
 from kvquant.config import OperatorConfig
@@ -62,6 +63,24 @@ class Actor:
         self._label(world, status)
         if status.settled and status.phase is Phase.PROMOTED:
             self._retire(world, status.baseline)
+        if status.settled:
+            self._release_autoscalers_once(world, now)
+        else:
+            autoscaling.pin(self._cluster, world)
+
+    def release_autoscalers(self, namespace: str, holder: str) -> None:
+        """Give back the bounds of the autoscalers that a rollout (`name/uid`) has pinned."""
+        autoscaling.release(self._cluster, namespace, holder)
+
+    def _release_autoscalers_once(self, world: World, now: datetime) -> None:
+        """Give back what an ended rollout has pinned, without asking for it at every pass."""
+        namespace, holder = world.rollout.metadata.namespace, identity(world.rollout)
+        ended = f"{holder}/{world.rollout.status.attempt}"
+        key = (autoscaling.KIND, namespace, world.rollout.metadata.name)
+        done = self._applied.get(key)
+        if done is None or done[0] != ended or now - done[1] >= REAPPLY_SETTLED_AFTER:
+            self.release_autoscalers(namespace, holder)
+            self._applied[key] = (ended, now)
 
     def doubt(self, obj: Object) -> None:
         """Apply an object again in the next pass, because somebody has touched it."""

@@ -21,7 +21,7 @@ from kvquant.core.turn import Announcement
 from kvquant.errors import Conflict, Refused, TemplateError
 from kvquant.observing import observe, requests
 from kvquant.ports import Clock, Cluster, Metrics, Traffic
-from kvquant.world import World, kill_switch, read
+from kvquant.world import World, identity, kill_switch, read
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,12 @@ class Reconciler:
             if shifted and status.get("phase") != Phase.PROMOTED:
                 # Were it to vanish now, nobody would ever take the traffic back.
                 return self._unreadable(error)
-            logger.exception("A deleted rollout cannot be read; nothing of it is touched")
+            logger.exception("A deleted rollout cannot be read; only its autoscaler is given back")
+            holder = f"{ref.name}/{raw['metadata'].get('uid', '')}"
+            try:
+                self._actor.release_autoscalers(ref.namespace, holder)
+            except Conflict:
+                return Result(0)
             return Result(0, done=True)
         if world.rollout.status.phase not in (Phase.PENDING, Phase.PROMOTED, Phase.ROLLED_BACK):
             return self._pass(world, None, deleting=True)
@@ -118,6 +123,7 @@ class Reconciler:
                 # A rollout that waits to be tried again has a pool from the time before.
                 self._actor.remove_pool(world)
             self._actor.release(world)
+            self._actor.release_autoscalers(ref.namespace, identity(world.rollout))
         except Conflict:
             return Result(0)
         return Result(0, done=True)

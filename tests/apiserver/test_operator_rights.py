@@ -94,6 +94,31 @@ def test_the_operator_may_look_for_pods_services_and_rollouts(
         assert cluster.list(kind, namespace, {}) == []
 
 
+def test_the_operator_may_hold_an_autoscaler_still_but_make_none(
+    cluster: KubernetesCluster, kubectl: Kubectl, namespace: str
+) -> None:
+    autoscaler = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "x", "namespace": namespace},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x"},
+            "minReplicas": 2,
+            "maxReplicas": 8,
+        },
+    }
+    with pytest.raises(Refused, match="HTTP 403"):
+        cluster.apply(autoscaler)
+    kubectl.ok("create", "-f-", stdin=yaml.safe_dump(autoscaler))
+    (found,) = cluster.list("HorizontalPodAutoscaler", namespace, {})
+    bounds = {"minReplicas": 3, "maxReplicas": 3}
+    version = {"resourceVersion": found["metadata"]["resourceVersion"]}
+    cluster.patch("HorizontalPodAutoscaler", namespace, "x", {"metadata": version, "spec": bounds})
+    found_again = cluster.get("HorizontalPodAutoscaler", namespace, "x")
+    assert found_again is not None
+    assert bounds.items() <= found_again["spec"].items()
+
+
 def test_the_operator_may_delete_a_pool_of_its_own(
     cluster: KubernetesCluster, namespace: str
 ) -> None:

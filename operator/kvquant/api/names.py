@@ -36,6 +36,8 @@ rollout is on its way. A rollout must start from it."""
 ANNOTATION_RETIRED_BY = f"{GROUP}/retired-by"
 """On an old pool: `name/uid` of the rollout that scaled it to zero, which happens once. What its
 owner does with it afterwards is not undone."""
+ANNOTATION_PINNED = f"{GROUP}/pinned"
+"""On a target's autoscaler while its rollout is on its way: who holds it, and its own bounds."""
 
 # Annotations by which people (and the CLI) ask for something. The value of the one-shot requests
 # (promote, abort, retry) is a token: each new token is one request, handled once.
