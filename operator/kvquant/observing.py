@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from kvquant.api import names
-from kvquant.api.v1alpha1 import Phase, PodProof, Pool, Status, Verdict
+from kvquant.api.v1alpha1 import Phase, PodProof, Status, Verdict
+from kvquant.beginning import candidate
 from kvquant.core import regime
 from kvquant.core.evidence import ArmNeed, CacheConfig, EvidenceNeed
 from kvquant.core.machine import RUNNING
-from kvquant.core.manifests import (
-    Object,
-    PoolIdentity,
-    canary_deployment,
-    engine_container,
-    replicas_of,
-    selects,
-    template_hash,
-)
+from kvquant.core.manifests import Object, replicas_of, template_hash
 from kvquant.core.observation import (
-    Candidate,
     Observation,
     PodView,
     Problem,
@@ -30,18 +21,9 @@ from kvquant.core.observation import (
     TargetView,
 )
 from kvquant.core.plan import spec_hash
-from kvquant.engines import vllm
 from kvquant.errors import MetricsError, TemplateError
 from kvquant.ports import Cluster, Metrics, RouterKey, Traffic
-from kvquant.world import (
-    ENGINE_CONTAINER,
-    World,
-    annotations_of,
-    labels_of,
-    pod_view,
-    pool_name,
-    router_name,
-)
+from kvquant.world import ENGINE_CONTAINER, World, annotations_of, pod_view
 
 MEASURED = frozenset(
     {
@@ -110,7 +92,7 @@ def observe(
     )
     if status.phase is Phase.PENDING:
         try:
-            return replace(seen, candidate=_candidate(world, cluster))
+            return replace(seen, candidate=candidate(world, cluster, metrics, now))
         except TemplateError as error:
             return replace(seen, problem=Problem(error.reason, str(error)))
     assert status.canary is not None and status.router is not None  # noqa: S101 - set at the start
@@ -167,113 +149,6 @@ def _baseline_trouble(world: World) -> Problem | None:
             "pods again; requests to it fail.",
         )
     return None
-
-
-def _candidate(world: World, cluster: Cluster) -> Candidate:
-    """Return what an attempt would work with.
-
-    Raises:
-        TemplateError: The rollout cannot begin; the message names the field and the remedy.
-    """
-    rollout, target = world.rollout, world.target
-    namespace, wanted = rollout.metadata.namespace, rollout.spec.target_ref.name
-    if target is None:
-        raise TemplateError(
-            "TargetNotFound",
-            f"spec.targetRef.name: there is no Deployment {wanted!r} in namespace {namespace}.",
-        )
-    index = engine_container(target, rollout.spec.engine.container)
-    container = target["spec"]["template"]["spec"]["containers"][index]
-    dtype = vllm.resolve_dtype(rollout.spec.kv_cache.dtype)
-    running = vllm.dtype_of(container)
-    if dtype == running:
-        raise TemplateError(
-            "AlreadyRunning",
-            f"spec.kvCache.dtype: Deployment {wanted} runs {running} already; ask for another.",
-        )
-    router = router_name(rollout, target)
-    _refuse_busy_router(world, router)
-    _refuse_idle_target(world, router, cluster)
-    if not any(pod_view(pod, container["name"]).ready for pod in world.baseline_pods):
-        raise TemplateError(
-            "TargetNotReady",
-            f"spec.targetRef.name: Deployment {wanted} has no ready pod, so there is nothing to "
-            "compare a canary with. Bring it up first.",
-        )
-    slot = labels_of(target).get(names.LABEL_SLOT, names.SLOTS[0])
-    other = names.SLOTS[1] if slot == names.SLOTS[0] else names.SLOTS[0]
-    pool = pool_name(rollout)
-    existing = cluster.get("Deployment", namespace, pool)
-    if (
-        existing is not None
-        and labels_of(existing).get(names.LABEL_ROLLOUT) != rollout.metadata.name
-    ):
-        raise TemplateError(
-            "PoolNameTaken",
-            f"metadata.name: Deployment {pool}, which the canary pool would be called, exists and "
-            "is not this rollout's. Give the rollout another name.",
-        )
-    planned = canary_deployment(
-        target, index, PoolIdentity(pool, rollout.metadata.name, router, other, ""), dtype, 1, None
-    )
-    _refuse_shared_services(target, planned, cluster.list("Service", namespace, {}))
-    return Candidate(
-        engine=vllm.NAME,
-        resolved_dtype=dtype,
-        router=router,
-        baseline=Pool(
-            deployment=wanted,
-            slot=slot,
-            dtype=running,
-            replicas=replicas_of(target),
-            template_hash=template_hash(target),
-        ),
-        canary_deployment=pool,
-        canary_slot=other,
-    )
-
-
-def _refuse_busy_router(world: World, router: str) -> None:
-    if world.taken_by is not None:
-        raise TemplateError(
-            "RouterBusy",
-            f"spec.traffic.router: rollout {world.taken_by!r} still drives router {router}; this "
-            "one begins when that one has ended and its rollback window is closed.",
-        )
-
-
-def _refuse_idle_target(world: World, router: str, cluster: Cluster) -> None:
-    """Refuse a target that the router sends nothing to, such as the pool before a promotion.
-
-    The first weights of a rollout give everything to its target: all traffic would jump there.
-    """
-    wanted = world.rollout.spec.target_ref.name
-    serving = annotations_of(world.router_config).get(names.ANNOTATION_SERVING_POOL, wanted)
-    if serving == wanted:
-        return
-    if cluster.get("Deployment", world.rollout.metadata.namespace, serving) is not None:
-        raise TemplateError(
-            "TargetNotServing",
-            f"spec.targetRef.name: router {router} sends its requests to Deployment {serving}, "
-            f"not to {wanted}. Make a rollout with targetRef.name: {serving}.",
-        )
-
-
-def _refuse_shared_services(target: Object, canary: Object, services: Sequence[Object]) -> None:
-    baseline_labels = target["spec"]["template"]["metadata"].get("labels") or {}
-    canary_labels = {
-        **canary["spec"]["template"]["metadata"]["labels"],
-        names.LABEL_SERVING: "true",
-    }
-    for service in services:
-        selector = service.get("spec", {}).get("selector")
-        if selects(selector, baseline_labels) and selects(selector, canary_labels):
-            raise TemplateError(
-                "ServiceSelectsBothArms",
-                f"Service {service['metadata']['name']} would select pods of both pools, past the "
-                "router's weights: add a label that only the target's selector has to its "
-                "spec.selector.",
-            )
 
 
 def _still_there(proof: PodProof, pods: tuple[PodView, ...]) -> bool:

@@ -9,6 +9,7 @@ from kvquant.api import names
 from kvquant.api.v1alpha1 import KVQuantRollout
 from kvquant.core.manifests import target_selector
 from kvquant.core.observation import PodView
+from kvquant.engines import vllm_limits
 from kvquant.errors import TemplateError
 from kvquant.ports import Cluster, Object
 
@@ -146,6 +147,7 @@ def pod_view(pod: Object, container: str | None) -> PodView:
     if _was_asked_to_end(pod, ended):
         ended = {}
     container_id = engine.get("containerID") or ""
+    last_words = vllm_limits.reason_of_death(ended.get("message") or "")
     return PodView(
         name=pod["metadata"]["name"],
         ready=_is_true(status, "Ready") and "deletionTimestamp" not in pod["metadata"],
@@ -155,9 +157,17 @@ def pod_view(pod: Object, container: str | None) -> PodView:
         started_at=_instant((state.get("running") or {}).get("startedAt")),
         restarts=int(engine.get("restartCount") or 0),
         died_at=_instant(ended.get("finishedAt")),
-        death=f"{ended.get('reason', 'ended')}, exit code {ended.get('exitCode')}" if ended else "",
+        death=_death(ended, last_words),
+        hopeless=last_words is not None and last_words.hopeless,
         trouble=_trouble(status, state),
     )
+
+
+def _death(ended: Object, last_words: vllm_limits.Death | None) -> str:
+    if not ended:
+        return ""
+    told = f"{ended.get('reason', 'ended')}, exit code {ended.get('exitCode')}"
+    return told if last_words is None else f"{told}: {last_words.sentence}"
 
 
 def _was_asked_to_end(pod: Object, ended: Object) -> bool:

@@ -135,9 +135,16 @@ def test_an_engine_that_keeps_dying_ends_the_attempt_and_names_the_exit_code() -
     dying = replace(POD, ready=False, restarts=3, death="Completed, exit code 0")
     after = turn(status(Phase.PROVISIONING), canary_pods=(dying,)).status
     assert after.phase is Phase.ROLLING_BACK
-    assert "pool-1 ended 3 times before it served (Completed, exit code 0)" in (
+    assert "pool-1 ended before it served (Completed, exit code 0; 3 restarts)" in (
         after.decisions[-1].message
     )
+
+
+def test_an_engine_that_refuses_the_dtype_is_not_started_three_times() -> None:
+    refusing = replace(POD, ready=False, death="Error, exit code 1: no backend", hopeless=True)
+    decision = turn(status(Phase.PROVISIONING), canary_pods=(refusing,))
+    assert decision.status.decisions[-1].reason == "EngineFailsToStart"
+    assert "no backend; 0 restarts" in decision.status.decisions[-1].message
 
 
 def test_a_pod_that_cannot_be_scheduled_is_told_in_the_schedulers_words() -> None:

@@ -101,13 +101,16 @@ def _hold_without_metrics(turn: Turn, question: str) -> None:
 
 def fails_to_start(turn: Turn) -> bool:
     """Roll back when an engine keeps dying before it ever served: a retry would not help."""
-    dying = [pod for pod in turn.seen.canary_pods if pod.restarts >= START_FAILURES]
+    dying = [p for p in turn.seen.canary_pods if p.hopeless or p.restarts >= START_FAILURES]
     if dying:
         roll_back(
             turn,
             "EngineFailsToStart",
             worst(
-                [f"{p.name} ended {p.restarts} times before it served ({p.death})" for p in dying]
+                [
+                    f"{p.name} ended before it served ({p.death}; {p.restarts} restarts)"
+                    for p in dying
+                ]
             ),
         )
     return bool(dying)

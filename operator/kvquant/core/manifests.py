@@ -141,7 +141,11 @@ def canary_deployment(
     for field in ("affinity", "topologySpreadConstraints"):
         if field in pod:
             pod[field] = _relabelled(pod[field], selector, labels)
-    pod["containers"][container] = vllm.with_dtype(pod["containers"][container], dtype, fingerprint)
+    pod["containers"][container] = {
+        **vllm.with_dtype(pod["containers"][container], dtype, fingerprint),
+        # So that an engine which refuses the dtype says why in its pod's status.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
     spec["selector"] = {"matchLabels": {names.LABEL_POOL: identity.name}}
     spec["replicas"] = replicas
     spec.pop("paused", None)

@@ -68,7 +68,8 @@ class PodView:
         started_at: When that container started.
         restarts: Times that the engine's container was restarted.
         died_at: When an engine container of the pod ended last, whatever its exit code.
-        death: Reason and exit code of that end, for people.
+        death: Reason, exit code and last words of that end, for people.
+        hopeless: Whether those last words say that no restart will help.
         trouble: Why the pod is not ready, in the scheduler's or kubelet's words.
     """
 
@@ -80,6 +81,7 @@ class PodView:
     restarts: int = 0
     died_at: datetime | None = None
     death: str = ""
+    hopeless: bool = False
     trouble: str = ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvquant.errors import TemplateError
@@ -22,7 +22,8 @@ DEFAULT_PORT = 8000
 _MODULE = "vllm.entrypoints.openai.api_server"
 _SHELLS = {"sh", "bash", "dash", "ash", "zsh"}
 # The repository's last path component decides, as in vllm/vllm-openai or ml/vllm-openai-cpu.
-_IMAGE = re.compile(r"(^|/)vllm(-[a-z0-9-]+)?(:[^/]*)?(@sha256:[0-9a-f]+)?$")
+IMAGE = re.compile(r"(^|/)vllm(-[a-z0-9-]+)?(:[^/]*)?(@sha256:[0-9a-f]+)?$")
+"""What the images of vLLM are called, and of nothing else."""
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -48,7 +49,7 @@ def recognises(container: dict[str, Any]) -> bool:
     if any(word.rsplit("/", 1)[-1] == "vllm" for word in words[:1]) and "serve" in words[1:2]:
         return True
     # Without a command the image's own entry point runs: vllm/vllm-openai starts the server.
-    return not container.get("command") and bool(_IMAGE.search(container.get("image", "")))
+    return not container.get("command") and bool(IMAGE.search(container.get("image", "")))
 
 
 def _in_shell_line(words: Sequence[str]) -> bool:
@@ -59,9 +60,17 @@ def _in_shell_line(words: Sequence[str]) -> bool:
 
 def dtype_of(container: dict[str, Any]) -> str:
     """Return the KV-cache dtype that a container asks for; vLLM's default is `auto`."""
-    return _option(container.get("args", ()), "--kv-cache-dtype") or (
-        _option(container.get("command", ()), "--kv-cache-dtype") or DEFAULT_DTYPE
-    )
+    return option_of(container, "--kv-cache-dtype") or DEFAULT_DTYPE
+
+
+def option_of(container: Mapping[str, Any], *flags: str) -> str | None:
+    """Return the value of a flag by any of its names; None when a container does not give it."""
+    for words in (container.get("args", ()), container.get("command", ())):
+        for flag in flags:
+            value = _option(words, flag)
+            if value is not None:
+                return value
+    return None
 
 
 def port_of(container: dict[str, Any]) -> int:
@@ -70,16 +79,15 @@ def port_of(container: dict[str, Any]) -> int:
     Raises:
         TemplateError: The port is not a number.
     """
-    for words in (container.get("args", ()), container.get("command", ())):
-        port = _option(words, "--port")
-        if port is not None:
-            if not port.isdigit():
-                raise TemplateError(
-                    "EnginePortUnknown",
-                    f"container {container.get('name')!r} has --port {port}: write a number",
-                )
-            return int(port)
-    return DEFAULT_PORT
+    port = option_of(container, "--port")
+    if port is None:
+        return DEFAULT_PORT
+    if not port.isdigit():
+        raise TemplateError(
+            "EnginePortUnknown",
+            f"container {container.get('name')!r} has --port {port}: write a number",
+        )
+    return int(port)
 
 
 def with_dtype(container: dict[str, Any], dtype: str, fingerprint: str | None) -> dict[str, Any]:
