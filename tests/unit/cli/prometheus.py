@@ -34,7 +34,7 @@ def telling(story: StoryHistory, change: Callable[[str], str] = str) -> Answer:
         window = Window(
             round(float(query["start"]) * 1000),
             round(float(query["end"]) * 1000),
-            round(float(query["step"]) * 1000),
+            int(query["step"].removesuffix("ms")),
         )
         found = [
             {
