@@ -58,6 +58,14 @@ def candidate(world: World, cluster: Cluster, metrics: Metrics, now: datetime) -
     )
     router = router_name(rollout, target)
     _refuse_busy_router(world, router)
+    if world.target_taken_by is not None:
+        raise TemplateError(
+            "TargetBusy",
+            f"spec.targetRef.name: rollout {world.target_taken_by!r} works on Deployment {wanted} "
+            "through another router; this one begins when that one has ended and its rollback "
+            "window is closed.",
+        )
+    _refuse_second_router(world, router, cluster)
     _refuse_idle_target(world, router, cluster)
     ready = [v.name for p in world.baseline_pods if (v := pod_view(p, container["name"])).ready]
     if not ready:
@@ -150,15 +158,26 @@ def _refuse_idle_target(world: World, router: str, cluster: Cluster) -> None:
 
     The first weights of a rollout give everything to its target: all traffic would jump there.
     """
-    wanted = world.rollout.spec.target_ref.name
+    wanted, namespace = world.rollout.spec.target_ref.name, world.rollout.metadata.namespace
     serving = annotations_of(world.router_config).get(names.ANNOTATION_SERVING_POOL, wanted)
-    if serving == wanted:
-        return
-    if cluster.get("Deployment", world.rollout.metadata.namespace, serving) is not None:
+    if serving != wanted and cluster.get("Deployment", namespace, serving) is not None:
         raise TemplateError(
             "TargetNotServing",
             f"spec.targetRef.name: router {router} sends its requests to Deployment {serving}, "
             f"not to {wanted}. Make a rollout with targetRef.name: {serving}.",
+        )
+
+
+def _refuse_second_router(world: World, router: str, cluster: Cluster) -> None:
+    """Refuse to go past the router that serves the target: a promotion would empty its pool."""
+    wanted, namespace = world.rollout.spec.target_ref.name, world.rollout.metadata.namespace
+    usual = labels_of(world.target).get(names.LABEL_ROUTER, router)
+    if usual != router and cluster.get("Deployment", namespace, usual) is not None:
+        raise TemplateError(
+            "ServedByAnotherRouter",
+            f"spec.traffic.router.name: requests to Deployment {wanted} go through router {usual}, "
+            f"not {router}: a promotion would leave its clients without pods. Name {usual}, or "
+            "delete its Deployment when no client uses it any more.",
         )
 
 

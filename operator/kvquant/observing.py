@@ -89,6 +89,7 @@ def observe(
         requests=asked,
         problem=problem,
         router_taken_by=world.taken_by,
+        target_taken_by=world.target_taken_by,
     )
     if status.phase is Phase.PENDING:
         try:

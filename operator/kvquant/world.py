@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from kvquant.api import names
-from kvquant.api.v1alpha1 import KVQuantRollout
+from kvquant.api.v1alpha1 import KVQuantRollout, Phase
 from kvquant.core.manifests import target_selector
 from kvquant.core.observation import PodView
 from kvquant.engines import vllm_limits
@@ -29,6 +29,8 @@ class World:
     router_config: Object | None = None
     taken_by: str | None = None
     """Another rollout that drives the router now; None when it is ours or free to be taken."""
+    target_taken_by: str | None = None
+    """Another rollout that works on the target through another router and comes first."""
     baseline_pods: list[Object] = field(default_factory=list)
     canary_pods: list[Object] = field(default_factory=list)
 
@@ -92,6 +94,7 @@ def read(cluster: Cluster, raw: Object) -> World:
     world.router_config = cluster.get("ConfigMap", namespace, router)
     if not status.settled:
         world.taken_by = _other_holder(cluster, world)
+        world.target_taken_by = _other_owner(cluster, world)
     if world.target is not None:
         try:
             selector = target_selector(world.target)
@@ -115,6 +118,35 @@ def _other_holder(cluster: Cluster, world: World) -> str | None:
     other = cluster.get(names.KIND, world.rollout.metadata.namespace, name)
     lives = other is not None and other["metadata"].get("uid") == uid
     return name if lives else None
+
+
+def _other_owner(cluster: Cluster, world: World) -> str | None:
+    """Return the rollout that works on the target through another router, if it comes first.
+
+    One that has begun comes before one that has not; of two that have, the older one. Those with
+    the same router are kept apart by the router.
+    """
+    rollout = world.rollout
+    begun = rollout.status.phase is not Phase.PENDING
+    for other in cluster.list(names.KIND, rollout.metadata.namespace, {}):
+        metadata, status = other["metadata"], other.get("status") or {}
+        if metadata.get("uid") == rollout.metadata.uid or status.get("settled"):
+            continue
+        if status.get("phase") in (None, Phase.PENDING):
+            continue
+        if status.get("router") == (rollout.status.router or router_name(rollout, world.target)):
+            continue
+        pools = {(status.get(arm) or {}).get("deployment") for arm in ("baseline", "canary")}
+        if rollout.spec.target_ref.name not in pools:
+            continue
+        if not begun or _age(other) < _age(world.raw):
+            return str(metadata["name"])
+    return None
+
+
+def _age(rollout: Object) -> tuple[str, str]:
+    metadata = rollout["metadata"]
+    return metadata.get("creationTimestamp") or "", metadata.get("uid") or ""
 
 
 def kill_switch(config: Object | None) -> str | None:

@@ -255,6 +255,69 @@ def test_another_spec_after_the_end_of_a_promotion_says_what_to_do(site: Site) -
     assert site.traffic.weights[ROUTER] == {"blue": 0, "green": 100}
 
 
+def test_another_spec_within_the_rollback_window_is_told_and_tried_after_an_abort(
+    site: Site,
+) -> None:
+    ref = site.apply(rollout(promotion={"rollbackWindow": "2h"}))
+    site.until_phase(ref, Phase.PROMOTED)
+    site.edit_spec(ref, kvCache={"dtype": "int8"})
+    for _ in range(3):
+        site.turn(ref)
+    status = site.status(ref)
+    assert "abort before the rollback window closes at" in (status.verdict or "")
+    assert site.traffic.weights[ROUTER] == {"blue": 0, "green": 100}
+    assert status.decisions[-1].reason == "SpecChangedAfterPromotion"
+    site.annotate(ref, abort="1")
+    site.until(ref, lambda status: status.attempt == 2)
+    assert site.status(ref).resolved_dtype == "int8_per_token_head"
+    assert site.lost == []
+
+
+def test_a_shorter_rollback_window_takes_effect_after_the_promotion(site: Site) -> None:
+    ref = site.apply(rollout(promotion={"rollbackWindow": "900h"}))
+    site.until_phase(ref, Phase.PROMOTED)
+    site.edit_spec(ref, promotion={"rollbackWindow": "0s", "oldPool": "Keep"})
+    assert site.until_settled(ref).phase is Phase.PROMOTED
+    assert site.deployment("llama")["spec"]["replicas"] == 2, "as the new spec says"
+
+
+def test_every_rejected_spec_is_remembered_not_only_the_last(site: Site) -> None:
+    fp8, int8 = {"dtype": "fp8"}, {"dtype": "int8"}
+    site.harm["llama-fp8-pool"] = Harm(slow=0.5)
+    ref = site.apply()
+    site.until_settled(ref)
+    site.edit_spec(ref, kvCache=int8)
+    site.until(ref, lambda status: status.attempt == 2)
+    site.until_settled(ref)
+    site.edit_spec(ref, kvCache=fp8)
+    for _ in range(10):
+        site.turn(ref)
+    status = site.status(ref)
+    assert (status.phase, status.attempt) == (Phase.ROLLED_BACK, 2)
+    assert status.decisions[-1].reason == "SpecRejectedBefore"
+    assert "kubectl kvquant retry" in (status.verdict or "")
+    site.harm.clear()
+    site.annotate(ref, retry="1")
+    site.until(ref, lambda status: status.attempt == 3)
+    assert site.until_settled(ref).phase is Phase.PROMOTED
+
+
+def test_a_rejected_spec_does_not_slip_in_while_another_waits_to_begin(site: Site) -> None:
+    site.harm["llama-fp8-pool"] = Harm(slow=0.5)
+    ref = site.apply()
+    site.until_settled(ref)
+    site.edit_spec(ref, kvCache={"dtype": "auto"})  # which the target runs already
+    site.until_phase(ref, Phase.PENDING)
+    site.turn(ref)
+    site.edit_spec(ref, kvCache={"dtype": "fp8"})
+    for _ in range(5):
+        site.turn(ref)
+    assert (site.status(ref).phase, site.status(ref).attempt) == (Phase.PENDING, 1)
+    assert site.status(ref).decisions[-1].reason == "SpecRejectedBefore"
+    site.annotate(ref, retry="1")
+    site.until(ref, lambda status: status.attempt == 2)
+
+
 # Deletion.
 
 

@@ -198,7 +198,12 @@ class Status(Model):
     spec_hash: str | None = None
     """Hash of the spec that this attempt runs."""
     rejected_spec_hash: str | None = None
-    """Hash of a spec that was rolled back: it is not tried again until someone says retry."""
+    """Hash of the spec that was rolled back last; none when it is tried again by itself."""
+    rejected_spec_hashes: Annotated[
+        tuple[Annotated[str, Field(description="Hash of a spec.")], ...], Field(max_length=32)
+    ] = ()
+    """Hashes of the last 32 specs that were rolled back, newest last: none of them is tried again
+    until someone says retry."""
     conditions: Annotated[
         tuple[Condition, ...],
         Field(

@@ -21,7 +21,7 @@ from kvquant.api.v1alpha1 import (
     Verdict,
 )
 from kvquant.core import analysis
-from kvquant.core.baseline import follow_replicas, template_changed
+from kvquant.core.baseline import follow_replicas
 from kvquant.core.conditions import describe
 from kvquant.core.evidence import worst
 from kvquant.core.gates import (
@@ -34,8 +34,9 @@ from kvquant.core.gates import (
     slot_is_empty,
     trouble,
 )
-from kvquant.core.moves import advance, prepare_next, promote, roll_back
+from kvquant.core.moves import advance, forgive, prepare_next, promote, rejected, roll_back
 from kvquant.core.observation import Observation, deaths_since
+from kvquant.core.overtaken import overtaken
 from kvquant.core.plan import Plan, replicas_for
 from kvquant.core.turn import Decision, Turn
 
@@ -48,8 +49,17 @@ WATCHFUL = timedelta(seconds=2)
 PATIENT = timedelta(seconds=15)
 """Time between looks while only people or the cluster can change anything."""
 
+_REJECTED_BEFORE = (
+    "SpecRejectedBefore",
+    "This very spec was rolled back before, and is not tried again by itself: change it, or ask "
+    "for it with `kubectl kvquant retry`.",
+)
+
 IDLE = timedelta(seconds=60)
 """Time between looks at a rollout that has ended; they undo drift."""
+
+SIGN_OF_LIFE = timedelta(seconds=60)
+"""Time after which a look that found nothing new is written all the same: it shows that we look."""
 
 
 def decide(plan: Plan, status: Status, seen: Observation, now: datetime) -> Decision:
@@ -69,29 +79,8 @@ def decide(plan: Plan, status: Status, seen: Observation, now: datetime) -> Deci
     if running and _new_token(seen.requests.abort, status.handled.abort):
         _handled(turn, abort=seen.requests.abort)
         roll_back(turn, "AbortRequested", f"Aborted on request ({seen.requests.abort}).")
-    elif running and seen.spec_hash != status.spec_hash:
-        roll_back(
-            turn,
-            "SpecChanged",
-            "The spec was changed while the rollout was on its way: traffic goes back to the "
-            "baseline, then the new spec starts over.",
-        )
-    elif running and seen.router_taken_by is not None:
-        roll_back(
-            turn,
-            "RouterBusy",
-            f"Rollout {seen.router_taken_by!r} drives router {turn.status.router} now: nothing is "
-            "measured or moved on another rollout's traffic. This one starts over when the router "
-            "is free.",
-        )
-    elif running and template_changed(turn):
-        roll_back(
-            turn,
-            "BaselineChanged",
-            f"The pod template of {turn.baseline.deployment} was changed while the rollout was on "
-            "its way, so that the canary is no longer compared with what it was derived from: "
-            "this one starts over from the new template.",
-        )
+    elif running and (void := overtaken(turn)) is not None:
+        roll_back(turn, *void)
     else:
         if running:
             follow_replicas(turn)
@@ -139,6 +128,11 @@ def _pending(turn: Turn) -> None:
         if seen.problem is not None:
             turn.hold(seen.problem.reason, seen.problem.message)
         return
+    if _new_token(seen.requests.retry, turn.status.handled.retry):
+        forgive(turn)
+    if seen.spec_hash in rejected(turn.status):
+        turn.hold(*_REJECTED_BEFORE)
+        return
     if turn.status.killed or seen.requests.paused:
         turn.hold("NotStarted", "The rollout does not begin while it is killed or paused.")
         return
@@ -162,6 +156,7 @@ def _pending(turn: Turn) -> None:
         canary=canary,
         total_steps=len(turn.plan.steps),
         decisions=turn.status.decisions,
+        rejected_spec_hashes=turn.status.rejected_spec_hashes,
         # The step before the first one, in which the baseline has all of the traffic.
         previous_step_started_at=turn.now,
         # What was asked before the attempt began does not speak of this attempt.
@@ -228,7 +223,7 @@ def _progressing(turn: Turn) -> None:
     if proofs(turn):
         return
     report = _analyse(turn)
-    turn.set(analysis=report)
+    turn.set(analysis=_worth_writing(turn, report))
     if report.verdict is Verdict.FAIL:
         roll_back(turn, "AnalysisFailed", f"{report.message} {_ended(turn)}".strip())
         return
@@ -323,6 +318,14 @@ def _promoted(turn: Turn) -> None:
         turn.requeue_after = min(PATIENT, left)
         # An instant and no countdown, because each new text is a write.
         closes = (turn.now + left).astimezone(UTC)
+        if turn.seen.spec_hash != turn.status.spec_hash:
+            turn.hold(
+                "SpecChangedAfterPromotion",
+                f"{turn.canary.deployment} is promoted: of the new spec only `promotion` takes "
+                "effect. To try the rest on the old pool, abort before the rollback window closes "
+                f"at {closes:%H:%M:%S} UTC.",
+            )
+            return
         turn.set(verdict=f"Promoted; the rollback window closes at {closes:%H:%M:%S} UTC.")
         return
     if turn.seen.problem is not None or turn.seen.router_taken_by is not None:
@@ -369,10 +372,13 @@ def _rolling_back(turn: Turn) -> None:
 def _rolled_back(turn: Turn) -> None:
     turn.requeue_after = IDLE
     retry = turn.seen.requests.retry
-    asked = _new_token(retry, turn.status.handled.retry)
-    if asked:
+    if _new_token(retry, turn.status.handled.retry):
         _handled(turn, retry=retry)
-    if asked or turn.seen.spec_hash != turn.status.rejected_spec_hash:
+        forgive(turn)
+    if turn.seen.spec_hash in rejected(turn.status):
+        if turn.seen.spec_hash != turn.status.spec_hash:
+            turn.hold(*_REJECTED_BEFORE)
+    else:
         turn.set(settled=False, analysis=None, regime_proof=())
         turn.enter(Phase.PENDING, step=0, step_started_at=None)
         turn.requeue_after = timedelta(0)
@@ -391,6 +397,14 @@ def _analyse(turn: Turn) -> analysis.AnalysisReport:
         turn.now,
         turn.seen.metrics_problem,
     )
+
+
+def _worth_writing(turn: Turn, report: analysis.AnalysisReport) -> analysis.AnalysisReport:
+    """Return the report before when it says the same and is not old: that spares a write."""
+    before = turn.status.analysis
+    if before is None or turn.now - before.at >= SIGN_OF_LIFE:
+        return report
+    return before if before == report.model_copy(update={"at": before.at}) else report
 
 
 def _ended(turn: Turn) -> str:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from kvquant.api.v1alpha1 import DecisionKind, Phase
+from kvquant.api.v1alpha1 import DecisionKind, Phase, Status
+from kvquant.core.overtaken import STARTS_OVER
 from kvquant.core.plan import replicas_for
 from kvquant.core.turn import Turn
 
-STARTS_OVER = frozenset({"SpecChanged", "RouterBusy", "BaselineChanged"})
-"""Causes of a rollback that say nothing against the spec: it is tried again without being asked."""
+REMEMBERED = 32
+"""Rejected specs that are remembered."""
 
 
 def prepare_next(turn: Turn, reason: str) -> None:
@@ -72,7 +73,27 @@ def promote(turn: Turn, reason: str) -> None:
 
 def roll_back(turn: Turn, reason: str, message: str) -> None:
     """Take all traffic from the canary at once; its pods go when they are drained."""
-    rejected = None if reason in STARTS_OVER else turn.status.spec_hash
-    turn.enter(Phase.ROLLING_BACK, next_step=None, promoted_at=None, rejected_spec_hash=rejected)
+    spec = turn.status.spec_hash
+    if reason not in STARTS_OVER and spec is not None:
+        others = (known for known in turn.status.rejected_spec_hashes if known != spec)
+        turn.set(rejected_spec_hash=spec, rejected_spec_hashes=(*others, spec)[-REMEMBERED:])
+    else:
+        turn.set(rejected_spec_hash=None)
+    turn.enter(Phase.ROLLING_BACK, next_step=None, promoted_at=None)
     turn.record(DecisionKind.ROLL_BACK, reason, message)
     turn.requeue_after = timedelta(0)
+
+
+def rejected(status: Status) -> frozenset[str | None]:
+    """Return the hashes of the specs that were rolled back and are not tried again unasked."""
+    # An older operator remembered the latest one only.
+    return frozenset({*status.rejected_spec_hashes, status.rejected_spec_hash} - {None})
+
+
+def forgive(turn: Turn) -> None:
+    """Forget that the present spec was rejected, because somebody wants it tried again."""
+    spec = turn.seen.spec_hash
+    known = tuple(one for one in turn.status.rejected_spec_hashes if one != spec)
+    turn.set(rejected_spec_hashes=known)
+    if turn.status.rejected_spec_hash == spec:
+        turn.set(rejected_spec_hash=None)

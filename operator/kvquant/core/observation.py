@@ -109,6 +109,7 @@ class Observation:
         requests: What people asked for.
         problem: Why the rollout cannot begin, or what the status says cannot be done; else None.
         router_taken_by: Another rollout that drives the router; None when none does.
+        target_taken_by: An older rollout that works on the target through another router.
         candidate: What an attempt would work with; None while there is a problem.
         target: The target as it is now; None before the attempt, or when it is gone.
         baseline_pods: Pods of the pool that served when the rollout began.
@@ -124,6 +125,7 @@ class Observation:
     requests: Requests = Requests()
     problem: Problem | None = None
     router_taken_by: str | None = None
+    target_taken_by: str | None = None
     candidate: Candidate | None = None
     target: TargetView | None = None
     baseline_pods: tuple[PodView, ...] = ()
