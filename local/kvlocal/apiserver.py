@@ -34,6 +34,7 @@ class ApiServer:
         self._folder = folder
         self._controllers = controllers
         self._running: list[subprocess.Popen[bytes]] = []
+        self._server: subprocess.Popen[bytes] | None = None
         ports = _free_ports(3)
         self._layout = components.Layout(
             folder, "127.0.0.1", ports[0], ports[1], ports[2], SERVICES
@@ -53,10 +54,7 @@ class ApiServer:
         try:
             self._start("etcd", components.etcd(layout))
             # The API server waits for etcd by itself.
-            server = self._start(
-                "kube-apiserver", components.kube_apiserver(layout, bind="127.0.0.1")
-            )
-            self._wait_until_ready(server)
+            self.start_server()
             if self._controllers:
                 self._start("kube-controller-manager", components.kube_controller_manager(layout))
         except BaseException:
@@ -72,6 +70,24 @@ class ApiServer:
     ) -> None:
         """Stop everything and remove what it stored."""
         self._stop()
+
+    def start_server(self) -> None:
+        """Start the API server, for the first time or after `kill_server`, and await it.
+
+        Raises:
+            LocalError: It did not become ready; the message shows the end of its log.
+        """
+        command = components.kube_apiserver(self._layout, bind="127.0.0.1")
+        self._server = self._start("kube-apiserver", command)
+        self._wait_until_ready(self._server)
+
+    def kill_server(self) -> None:
+        """Kill the API server without warning; etcd keeps what it has stored."""
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+            self._running.remove(self._server)
+            self._server = None
 
     def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         with (self._folder / f"{name}.log").open("wb") as log:

@@ -13,15 +13,16 @@ from prometheus_client import start_http_server
 
 from kvquant import __version__, telemetry
 from kvquant.acting import Actor
-from kvquant.adapters.cluster import KubernetesCluster
 from kvquant.adapters.connection import in_cluster_or_kubeconfig
 from kvquant.adapters.metrics import PrometheusMetrics
 from kvquant.adapters.tokens import TokenReviewer
+from kvquant.adapters.watching import WatchedCluster
 from kvquant.config import ConfigError, OperatorConfig
 from kvquant.handlers import register
 from kvquant.reconciler import Reconciler
 from kvquant.router.auth import Authenticator
 from kvquant.router.xds import XdsServer
+from kvquant.waking import Waker
 from kvquant.weights_identity import load_or_make
 
 logger = logging.getLogger("kvquant")
@@ -37,7 +38,7 @@ def main() -> int:
     telemetry.configure_logging(config.log_level)
     logger.info("kvquant operator %s starts in namespace %s", __version__, config.namespace)
     connection = in_cluster_or_kubeconfig()
-    cluster = KubernetesCluster(connection)
+    cluster = WatchedCluster(connection)
     identity = load_or_make(cluster, config.namespace, config.xds_host)
     traffic = XdsServer(
         identity=identity,
@@ -47,17 +48,19 @@ def main() -> int:
     traffic.start()
     start_http_server(config.metrics_port)
     registry = kopf.OperatorRegistry()
-    register(
+    actor = Actor(cluster, traffic, config, identity.ca.decode())
+    loops = register(
         registry,
         Reconciler(
             cluster=cluster,
             metrics=PrometheusMetrics(config.prometheus_url, timeout=config.prometheus_timeout),
             traffic=traffic,
             clock=lambda: datetime.now(UTC),
-            actor=Actor(cluster, traffic, config, identity.ca.decode()),
+            actor=actor,
         ),
         config,
     )
+    cluster.changed = Waker(cluster.rollouts, actor.doubt, loops.wake_soon)
     namespaces = config.namespaces
     try:
         kopf.run(
@@ -71,6 +74,7 @@ def main() -> int:
             liveness_endpoint=f"http://0.0.0.0:{config.health_port}/healthz",
         )
     finally:
+        cluster.close()
         traffic.stop()
     return 0
 

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,8 @@ class Loops:
     cluster_kill: str | None = None
     kill_is_known: bool = False
     """Whether the kill switch was read. No pass may run before: it would take it for lifted."""
+    event_loop: asyncio.AbstractEventLoop | None = None
+    """Where the daemons run, once kopf has started."""
 
     def of(self, ref: Ref) -> Loop:
         """Return the loop of a rollout, made on first use."""
@@ -54,6 +57,13 @@ class Loops:
         """Let a rollout's next pass begin now."""
         if ref in self.by_ref:
             self.by_ref[ref].wake.set()
+
+    def wake_soon(self, ref: Ref) -> None:
+        """Let a rollout's next pass begin now; for callers in any thread."""
+        if self.event_loop is not None:
+            # A loop that is closed has no daemon that could be woken.
+            with suppress(RuntimeError):
+                self.event_loop.call_soon_threadsafe(self.wake, ref)
 
     def wake_all(self) -> None:
         """Let every rollout's next pass begin now."""
@@ -81,6 +91,7 @@ def register(
 
     @kopf.on.startup(registry=registry)
     async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        loops.event_loop = asyncio.get_running_loop()
         settings.persistence.finalizer = names.FINALIZER
         settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
         settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP)

@@ -11,6 +11,7 @@ import yaml
 from kvquant.adapters.cluster import KubernetesCluster
 from kvquant.adapters.connection import Connection
 from kvquant.adapters.tokens import TokenReviewer
+from kvquant.adapters.watching import WATCHED, WatchedCluster
 from kvquant.api import names
 from kvquant.errors import Refused
 from tests import manifests
@@ -162,3 +163,57 @@ def test_the_operator_touches_one_secret_of_its_own_namespace_and_no_other(
 
 def test_the_operator_may_have_tokens_reviewed(operator: Connection) -> None:
     assert TokenReviewer(operator).review("nonsense", "kvquant") is None
+
+
+def test_the_operator_may_watch_all_that_it_reads_again_and_again(
+    operator: Connection, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = WatchedCluster(operator)
+    for kind in WATCHED:
+        watched.list(kind, namespace, {})
+    asked: list[str] = []
+    monkeypatch.setattr(operator, "request", lambda *arguments, **_: asked.append(str(arguments)))
+    for kind in WATCHED:
+        assert isinstance(watched.list(kind, namespace, {}), list)
+    watched.close()
+    assert asked == [], "a watch that is refused would be made up for by reading each time"
+
+
+READ = {"get", "list", "watch"}
+WHAT_FOR: dict[tuple[str, str], set[str]] = {
+    ("kvquant.dev", "kvquantrollouts"): READ | {"patch"},  # the finalizer
+    ("kvquant.dev", "kvquantrollouts/status"): {"get", "update"},
+    ("kvquant.dev", "kvquantrollouts/finalizers"): {"update"},  # owner references
+    ("apps", "deployments"): READ | {"create", "patch", "delete"},  # routers and canary pools
+    ("", "pods"): READ | {"patch"},  # the label that lets a proven pod serve
+    ("", "services"): READ | {"create", "patch"},
+    ("", "configmaps"): READ | {"create", "patch"},
+    ("", "serviceaccounts"): READ | {"create", "patch"},
+    ("policy", "poddisruptionbudgets"): READ | {"create", "patch"},
+    ("autoscaling", "horizontalpodautoscalers"): READ | {"patch"},  # held still meanwhile
+    ("", "events"): {"create", "patch"},
+    ("events.k8s.io", "events"): {"create", "patch"},
+    ("authentication.k8s.io", "tokenreviews"): {"create"},
+}
+
+
+def test_the_operator_has_these_rights_and_no_others(operator: Connection, namespace: str) -> None:
+    review = operator.expect(
+        "POST",
+        "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
+        subject="own rights",
+        body={
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectRulesReview",
+            "spec": {"namespace": namespace},
+        },
+    )
+    found: dict[tuple[str, str], set[str]] = {}
+    for rule in review["status"]["resourceRules"]:
+        assert "*" not in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                found.setdefault((group, resource), set()).update(rule["verbs"])
+    # What everybody may who is authenticated: ask about themselves.
+    everybody = {key for key in found if key[1].startswith("self")}
+    assert {key: verbs for key, verbs in found.items() if key not in everybody} == WHAT_FOR

@@ -1,4 +1,4 @@
-"""The two targets of the contract suite: the fake, and a real API server."""
+"""The targets of the contract suite: the fake, a real API server, and one read by watches."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 
 from kvquant.adapters.cluster import RESOURCES, KubernetesCluster
 from kvquant.adapters.connection import MERGE_PATCH, Connection
+from kvquant.adapters.watching import WATCHED, WatchedCluster
 from kvquant.ports import Cluster, Object
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.merging import merge_patch
+from tests.waiting import wait_until
 
 
 class Target(Protocol):
@@ -49,7 +51,7 @@ class RealTarget:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.cluster = KubernetesCluster(connection)
+        self.cluster: Cluster = KubernetesCluster(connection)
         self.namespace = f"contract-{uuid.uuid4().hex[:8]}"
         connection.expect(
             "POST",
@@ -63,7 +65,10 @@ class RealTarget:
         )
 
     def edit_as_other(self, kind: str, name: str, patch: Object) -> None:
-        self._connection.expect(
+        self.edited(kind, name, patch)
+
+    def edited(self, kind: str, name: str, patch: Object) -> Object:
+        return self._connection.expect(
             "PATCH",
             RESOURCES[kind].path(self.namespace, name),
             subject=f"{kind} {name}",
@@ -73,9 +78,41 @@ class RealTarget:
         )
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.apiserver)])
+class WatchedTarget(RealTarget):
+    """The same, read by watches that have begun before the test does.
+
+    What others change is seen a moment later, which is the one thing that differs from the others.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.cluster = self.watched = WatchedCluster(connection)
+        for kind in WATCHED:
+            self.watched.get(kind, self.namespace, "none")
+
+    def edit_as_other(self, kind: str, name: str, patch: Object) -> None:
+        after = self.edited(kind, name, patch)["metadata"]["resourceVersion"]
+
+        def seen() -> bool:
+            found = self.watched.get(kind, self.namespace, name)
+            return found is not None and int(found["metadata"]["resourceVersion"]) >= int(after)
+
+        wait_until(seen, 5, "the watch should tell of the edit", interval=0.005)
+
+
+@pytest.fixture(
+    params=[
+        "fake",
+        pytest.param("real", marks=pytest.mark.apiserver),
+        pytest.param("watched", marks=pytest.mark.apiserver),
+    ]
+)
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     if request.param == "fake":
         yield FakeTarget()
-    else:
+    elif request.param == "real":
         yield RealTarget(request.getfixturevalue("connection"))
+    else:
+        watched = WatchedTarget(request.getfixturevalue("connection"))
+        yield watched
+        watched.watched.close()

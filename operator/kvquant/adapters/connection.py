@@ -8,19 +8,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import urllib3
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
 from kvquant import errors
 
 TIMEOUTS = (5.0, 20.0)
 """Seconds to wait for a connection, and for an answer. A thread that waits cannot be cancelled, so
 both are short; the second is longer than the API server's own patience with etcd (10 s)."""
+
+LARGEST_ANSWER = 64 * 2**20
+"""Bytes of the longest answer that is read. A page of 500 pods is a tenth of it; whatever sends
+more would only fill the memory."""
+
+LONGEST_LINE = 8 * 2**20
+"""Bytes of the longest line of a stream. An object in etcd has 1.5 MiB at most."""
+
+CONNECTIONS = 64
+"""Connections that are kept for the next request; more are made when they are needed."""
+
+# A watch that nothing comes from looks the same as one whose server is gone. The kernel tells after
+# 25 s, instead of after the two hours that are its default.
+_KEEPALIVE = {"idle": 10, "interval": 5, "count": 3}
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -60,6 +76,50 @@ class Answer:
         """Whether a 404 speaks of an object, rather than of a kind that is not served."""
         details = self.document.get("details")
         return isinstance(details, dict) and bool(details.get("name"))
+
+
+class Stream:
+    """An answer that goes on for as long as the server likes, such as a watch: documents by line.
+
+    Attributes:
+        status: HTTP status.
+    """
+
+    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
+        self._response = response
+        self.status = response.status
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield each line as soon as it is there.
+
+        Raises:
+            errors.Unavailable: The stream broke, fell silent, or sent a line without end.
+        """
+        rest = b""
+        try:
+            for chunk in self._response.stream(2**16):
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from lines
+                if len(rest) > LONGEST_LINE:
+                    raise errors.Unavailable("the API server sends a line without end")
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise errors.Unavailable(f"the stream of the API server broke: {error}") from error
+        if rest:
+            yield rest
+
+    def whole(self) -> Answer:
+        """Read what is left as one answer, as when the status is no success."""
+        return _answer(self.status, b"\n".join(self.lines()))
+
+    def abandon(self) -> None:
+        """End the stream from another thread: whoever reads it finds its end."""
+        # A stream that has ended already has no socket to shut.
+        with suppress(ValueError, RuntimeError, OSError):
+            self._response.shutdown()
+
+    def close(self) -> None:
+        """Let go of the connection, which nothing else can use any more."""
+        self._response.close()
 
 
 class Connection:
@@ -158,6 +218,42 @@ class Connection:
         Raises:
             errors.Unavailable: No answer came in time, or none at all.
         """
+        response = self._send(method, path, query, body, content_type, self._timeouts)
+        try:
+            data = response.read(LARGEST_ANSWER + 1)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise errors.Unavailable(
+                f"no answer from the API server to {method} {path}: {error}"
+            ) from error
+        if len(data) > LARGEST_ANSWER:
+            response.close()
+            raise errors.Unavailable(
+                f"the answer to {method} {path} has more than {LARGEST_ANSWER} bytes"
+            )
+        return _answer(response.status, data)
+
+    def stream(self, path: str, query: Mapping[str, str], silence: float) -> Stream:
+        """Send a GET whose answer goes on.
+
+        Args:
+            path: Path on the API server.
+            query: Query parameters.
+            silence: Seconds without a byte after which the stream counts as broken.
+
+        Raises:
+            errors.Unavailable: No answer came in time, or none at all.
+        """
+        return Stream(self._send("GET", path, query, None, JSON, (self._timeouts[0], silence)))
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: Mapping[str, Any] | None,
+        content_type: str,
+        timeouts: tuple[float, float],
+    ) -> urllib3.BaseHTTPResponse:
         url_method, url, headers, document, _ = self._client.param_serialize(
             method,
             path,
@@ -167,15 +263,15 @@ class Connection:
             auth_settings=["BearerToken"],
         )
         try:
-            response = self._client.call_api(
-                url_method, url, headers, document, _request_timeout=self._timeouts
+            answer = self._client.call_api(
+                url_method, url, headers, document, _request_timeout=timeouts
             )
-            data = response.read()  # type: ignore[no-untyped-call]
         except (urllib3.exceptions.HTTPError, ApiException, OSError) as error:
             raise errors.Unavailable(
                 f"no answer from the API server to {method} {path}: {error}"
             ) from error
-        return _answer(response.status, data)
+        response: urllib3.BaseHTTPResponse = answer.response
+        return response
 
     def expect(
         self,
@@ -248,6 +344,8 @@ def _answer(status: int, data: bytes) -> Answer:
 def _settings() -> client.Configuration:
     settings = client.Configuration()
     settings.retries = _RETRIES
+    settings.connection_pool_maxsize = CONNECTIONS
+    settings.socket_options = tcp_keepalive_socket_options(**_KEEPALIVE)
     return settings
 
 

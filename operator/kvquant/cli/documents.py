@@ -30,8 +30,9 @@ from kvquant.cli.rollouts import Seen
 LOOKS_MISSED = 4
 """Intervals without a look at the evidence after which the operator is reported silent."""
 
-SLACK = timedelta(seconds=30)
-"""Time that a pass may take beyond its interval: a slow Prometheus, a restart of the operator."""
+SLACK = timedelta(seconds=90)
+"""Time that a look may take beyond its interval to show: a slow Prometheus, a restart of the
+operator, and the minute in which a look that finds nothing new is not written."""
 
 
 class StepState(StrEnum):
