@@ -163,8 +163,11 @@ class Reconciler:
             except Conflict:
                 # Somebody else wrote first: what was decided here is void.
                 return Result(0)
+        # Weights are served by the next pass. Until then they are but words: a kill switch, above
+        # all, must not wait for whatever this phase waits for.
+        moved = decision.status.weights != rollout.status.weights
         return Result(
-            decision.requeue_after.total_seconds(),
+            0.0 if moved else decision.requeue_after.total_seconds(),
             decision.announcements,
             before=rollout.status,
             after=decision.status,
