@@ -25,6 +25,8 @@ BASE_KEY = f"{DEBIAN_RELEASE}-1"
 PRODUCT = ("operator", "router", "engine-sim")
 """Images of the product, each with a folder in images/."""
 
+BUILDS_KEPT = 3
+
 COREDNS_IMAGE = "localhost/kvlocal/coredns:1"
 PROMETHEUS_IMAGE = "localhost/kvlocal/prometheus:1"
 
@@ -230,11 +232,18 @@ def _build(
             _buildah(
                 "push", "--disable-compression", reference, f"oci-archive:{unfinished}:{reference}"
             )
-            for older in archive.parent.glob(f"{short}-*.tar"):
-                if older.name[len(short) + 1 :].count("-") == 0:
-                    older.unlink()
+            _forget_old_builds(archive.parent, short)
             unfinished.rename(archive)
     return Image(reference, archive)
+
+
+def _forget_old_builds(folder: Path, short: str) -> None:
+    """Keep the builds of the last few states of the sources: checkouts may take turns."""
+    builds = [
+        path for path in folder.glob(f"{short}-*.tar") if "-" not in path.stem[len(short) + 1 :]
+    ]
+    for older in sorted(builds, key=lambda path: path.stat().st_mtime)[:-BUILDS_KEPT]:
+        older.unlink()
 
 
 def _copy(source: Path, target: Path) -> None:
