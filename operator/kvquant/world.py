@@ -176,7 +176,8 @@ def pod_view(pod: Object, container: str | None) -> PodView:
     )
     state, last = engine.get("state") or {}, engine.get("lastState") or {}
     ended = state.get("terminated") or last.get("terminated") or {}
-    if _was_asked_to_end(pod, ended):
+    finished = status.get("phase") in ("Failed", "Succeeded")
+    if finished or _was_asked_to_end(pod, ended):
         ended = {}
     container_id = engine.get("containerID") or ""
     last_words = vllm_limits.reason_of_death(ended.get("message") or "")
@@ -192,6 +193,7 @@ def pod_view(pod: Object, container: str | None) -> PodView:
         death=_death(ended, last_words),
         hopeless=last_words is not None and last_words.hopeless,
         trouble=_trouble(status, state),
+        finished=finished,
     )
 
 
@@ -203,7 +205,9 @@ def _death(ended: Object, last_words: vllm_limits.Death | None) -> str:
 
 
 def _was_asked_to_end(pod: Object, ended: Object) -> bool:
-    """Tell whether an engine ended because its pod was deleted, as when a node is drained."""
+    """Tell whether an engine ended because its pod was sent away, as when a node is drained."""
+    if _is_true(pod.get("status", {}), "DisruptionTarget"):
+        return True
     gone_at, ended_at = _instant(pod["metadata"].get("deletionTimestamp")), ended.get("finishedAt")
     if gone_at is None or ended_at is None:
         return False
@@ -213,6 +217,9 @@ def _was_asked_to_end(pod: Object, ended: Object) -> bool:
 
 
 def _trouble(status: Object, state: Object) -> str:
+    if status.get("phase") == "Failed":
+        # Kubelet or scheduler ended the pod: its engines would be started again for ever.
+        return f"{status.get('reason', 'Failed')}: {status.get('message', '')}".strip(": ")
     waiting = state.get("waiting") or {}
     if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
         return f"{waiting['reason']}: {waiting.get('message', '')}".strip(": ")

@@ -95,24 +95,6 @@ def test_an_engine_that_ends_is_rolled_back_while_prometheus_is_out(site: Site) 
     assert site.until_settled(ref).phase is Phase.ROLLED_BACK
 
 
-def test_an_engine_that_ends_because_its_node_is_drained_is_no_death(site: Site) -> None:
-    ref = site.apply()
-    site.until(ref, lambda status: status.step == 1 and status.analysis is not None)
-    name = site.pods("llama-fp8-pool")[0]["metadata"]["name"]
-    site.kill_engine(name, restarts=False)
-    site.cluster.edit(
-        "Pod",
-        NAMESPACE,
-        name,
-        lambda pod: pod["metadata"].update(
-            deletionTimestamp=f"{site.now:%Y-%m-%dT%H:%M}:59Z", deletionGracePeriodSeconds=60
-        ),
-    )
-    site.turn(ref)
-    assert site.status(ref).phase is Phase.PROGRESSING
-    assert "restarts" not in (site.status(ref).verdict or "")
-
-
 @pytest.mark.parametrize("where", [Phase.VERIFYING, Phase.PROGRESSING])
 def test_a_dtype_that_the_engine_ignores_never_gets_a_request_more(
     site: Site, where: Phase

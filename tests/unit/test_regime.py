@@ -126,10 +126,19 @@ def test_an_unknown_layout_is_never_proven() -> None:
     assert "is not known" in outcome.message
 
 
-def test_unequal_memory_is_taken_into_account() -> None:
-    config = replace(FP8, capacity_tokens=49_152, memory_bytes=3 * GIB)
+@pytest.mark.parametrize("memory", [3 * GIB, 7 * GIB])
+def test_unequal_memory_fails_and_names_the_flag(memory: int) -> None:
+    fitting = FP8.capacity_tokens * memory // (6 * GIB)  # type: ignore[operator]
+    outcome = proof(replace(FP8, capacity_tokens=fitting, memory_bytes=memory), "fp8")
+    assert outcome.verdict is Verdict.FAIL
+    assert f"has {memory / GIB:.1f} GiB of KV memory, the baseline's 6.0 GiB" in outcome.message
+    assert "Set --kv-cache-memory-bytes" in outcome.message
+
+
+def test_a_page_more_or_less_of_memory_is_taken_into_account() -> None:
+    fitting = FP8.capacity_tokens * 59 // 60  # type: ignore[operator]
+    config = replace(FP8, capacity_tokens=fitting, memory_bytes=6 * GIB * 59 // 60)
     assert proof(config, "fp8").verdict is Verdict.PASS
-    assert proof(replace(FP8, memory_bytes=7 * GIB), "fp8").verdict is Verdict.FAIL
 
 
 def test_unknown_memory_is_taken_to_be_equal_and_said_to_be() -> None:

@@ -53,6 +53,14 @@ def pods_serve(turn: Turn) -> bool:
     return False
 
 
+def nobody_serves(turn: Turn) -> bool:
+    """Tell whether the canary gets requests and has no pod for them, or is about to have none."""
+    proven = {p.pod for p in turn.status.regime_proof if p.verdict is Verdict.PASS}
+    return turn.status.weights.canary > 0 and not any(
+        pod.ready and pod.name in proven for pod in turn.seen.canary_pods
+    )
+
+
 def slot_is_empty(turn: Turn) -> bool:
     """Tell whether no router has a pod of an earlier pool in the canary's slot; else say so.
 
@@ -114,6 +122,17 @@ def fails_to_start(turn: Turn) -> bool:
             ),
         )
     return bool(dying)
+
+
+def ended(turn: Turn) -> str:
+    """Name the canary's engines that ended in this step, with the reason that Kubernetes gives.
+
+    An engine that dies of a full GPU ends with exit code 0 as `Completed`, which reads like
+    success to those who look at the pod alone.
+    """
+    since = turn.status.step_started_at or turn.now
+    dead = [p for p in turn.seen.canary_pods if p.died_at is not None and p.died_at >= since]
+    return f"Ended: {worst([f'{p.name} ({p.death})' for p in dead])}." if dead else ""
 
 
 def deadline(turn: Turn) -> None:

@@ -23,19 +23,29 @@ from kvquant.api.v1alpha1 import (
 from kvquant.core import analysis
 from kvquant.core.baseline import follow_replicas
 from kvquant.core.conditions import describe
-from kvquant.core.evidence import worst
 from kvquant.core.gates import (
     deadline,
     drained,
+    ended,
     fails_to_start,
+    nobody_serves,
     pods_serve,
     proofs,
     router_trouble,
     slot_is_empty,
     trouble,
 )
-from kvquant.core.moves import advance, forgive, prepare_next, promote, rejected, roll_back
-from kvquant.core.observation import Observation, deaths_since
+from kvquant.core.moves import (
+    REJECTED_BEFORE,
+    advance,
+    forgive,
+    prepare_next,
+    promote,
+    rejected,
+    roll_back,
+    withdraw,
+)
+from kvquant.core.observation import Observation, deaths_since, living
 from kvquant.core.overtaken import overtaken
 from kvquant.core.plan import Plan, replicas_for
 from kvquant.core.turn import Decision, Turn
@@ -48,12 +58,6 @@ WATCHFUL = timedelta(seconds=2)
 
 PATIENT = timedelta(seconds=15)
 """Time between looks while only people or the cluster can change anything."""
-
-_REJECTED_BEFORE = (
-    "SpecRejectedBefore",
-    "This very spec was rolled back before, and is not tried again by itself: change it, or ask "
-    "for it with `kubectl kvquant retry`.",
-)
 
 IDLE = timedelta(seconds=60)
 """Time between looks at a rollout that has ended; they undo drift."""
@@ -131,7 +135,7 @@ def _pending(turn: Turn) -> None:
     if _new_token(seen.requests.retry, turn.status.handled.retry):
         forgive(turn)
     if seen.spec_hash in rejected(turn.status):
-        turn.hold(*_REJECTED_BEFORE)
+        turn.hold(*REJECTED_BEFORE)
         return
     if turn.status.killed or seen.requests.paused:
         turn.hold("NotStarted", "The rollout does not begin while it is killed or paused.")
@@ -225,7 +229,10 @@ def _progressing(turn: Turn) -> None:
     report = _analyse(turn)
     turn.set(analysis=_worth_writing(turn, report))
     if report.verdict is Verdict.FAIL:
-        roll_back(turn, "AnalysisFailed", f"{report.message} {_ended(turn)}".strip())
+        roll_back(turn, "AnalysisFailed", f"{report.message} {ended(turn)}".strip())
+        return
+    if nobody_serves(turn):
+        withdraw(turn)
         return
     if turn.status.next_step is not None:
         turn.requeue_after = WATCHFUL
@@ -313,6 +320,9 @@ def _promoted(turn: Turn) -> None:
         return
     if proofs(turn):
         return
+    if nobody_serves(turn):
+        withdraw(turn)
+        return
     left = turn.plan.rollback_window - turn.since_phase()
     if left > timedelta(0):
         turn.requeue_after = min(PATIENT, left)
@@ -377,7 +387,7 @@ def _rolled_back(turn: Turn) -> None:
         forgive(turn)
     if turn.seen.spec_hash in rejected(turn.status):
         if turn.seen.spec_hash != turn.status.spec_hash:
-            turn.hold(*_REJECTED_BEFORE)
+            turn.hold(*REJECTED_BEFORE)
     else:
         turn.set(settled=False, analysis=None, regime_proof=())
         turn.enter(Phase.PENDING, step=0, step_started_at=None)
@@ -393,7 +403,9 @@ def _analyse(turn: Turn) -> analysis.AnalysisReport:
             baseline=deaths_since(turn.seen.baseline_pods, since),
             canary=deaths_since(turn.seen.canary_pods, since),
         ),
-        analysis.Replicas(baseline=len(turn.seen.baseline_pods), canary=len(turn.seen.canary_pods)),
+        analysis.Replicas(
+            baseline=living(turn.seen.baseline_pods), canary=living(turn.seen.canary_pods)
+        ),
         turn.now,
         turn.seen.metrics_problem,
     )
@@ -405,17 +417,6 @@ def _worth_writing(turn: Turn, report: analysis.AnalysisReport) -> analysis.Anal
     if before is None or turn.now - before.at >= SIGN_OF_LIFE:
         return report
     return before if before == report.model_copy(update={"at": before.at}) else report
-
-
-def _ended(turn: Turn) -> str:
-    """Name the canary's engines that ended in this step, with the reason that Kubernetes gives.
-
-    An engine that dies of a full GPU ends with exit code 0 as `Completed`, which reads like
-    success to those who look at the pod alone.
-    """
-    since = turn.status.step_started_at or turn.now
-    dead = [p for p in turn.seen.canary_pods if p.died_at is not None and p.died_at >= since]
-    return f"Ended: {worst([f'{p.name} ({p.death})' for p in dead])}." if dead else ""
 
 
 def _obstacle(turn: Turn) -> str:

@@ -16,6 +16,13 @@ REMEMBERED = 32
 """Rejected specs that are remembered."""
 
 
+REJECTED_BEFORE = (
+    "SpecRejectedBefore",
+    "This very spec was rolled back before, and is not tried again by itself: change it, or ask "
+    "for it with `kubectl kvquant retry`.",
+)
+
+
 def prepare_next(turn: Turn, reason: str) -> None:
     """Ask for the pods of the next step, which begins when they serve."""
     step = turn.status.step + 1
@@ -81,6 +88,21 @@ def roll_back(turn: Turn, reason: str, message: str) -> None:
         turn.set(rejected_spec_hash=None)
     turn.enter(Phase.ROLLING_BACK, next_step=None, promoted_at=None)
     turn.record(DecisionKind.ROLL_BACK, reason, message)
+    turn.requeue_after = timedelta(0)
+
+
+def withdraw(turn: Turn) -> None:
+    """Send everything to the baseline, because the last pod of the canary goes or is gone.
+
+    A drained node says nothing against the canary: the steps start over when its pods are back.
+    """
+    turn.enter(Phase.VERIFYING, step=0, next_step=None, promoted_at=None)
+    turn.record(
+        DecisionKind.HOLD,
+        "CanaryLost",
+        f"No proven pod of {turn.canary.deployment} is ready any more (evicted, drained or "
+        "unready): the baseline serves 100 %, and the steps start over when they are back.",
+    )
     turn.requeue_after = timedelta(0)
 
 

@@ -70,6 +70,7 @@ class PodView:
         died_at: When an engine container of the pod ended last, whatever its exit code.
         death: Reason, exit code and last words of that end, for people.
         hopeless: Whether those last words say that no restart will help.
+        finished: Whether the pod will never run again, as after an eviction.
         trouble: Why the pod is not ready, in the scheduler's or kubelet's words.
     """
 
@@ -83,6 +84,7 @@ class PodView:
     death: str = ""
     hopeless: bool = False
     trouble: str = ""
+    finished: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +145,8 @@ def deaths_since(pods: tuple[PodView, ...], since: datetime) -> int:
     two steps count once here; the first already exceeds the default allowance.
     """
     return sum(1 for pod in pods if pod.died_at is not None and pod.died_at >= since)
+
+
+def living(pods: tuple[PodView, ...]) -> int:
+    """Count the pods that run, or will."""
+    return sum(1 for pod in pods if not pod.finished)

@@ -124,9 +124,9 @@ def prove(
             f"The engine was asked for a {asked_dtype} KV cache and reports {config.dtype}: this "
             "image or hardware does not implement it. Use another engine version or dtype.",
         )
-    flags = _different_flags(config, baseline)
-    if flags is not None:
-        return outcome(Verdict.FAIL, flags)
+    unequal = _different_flags(config, baseline) or _different_memory(config, baseline)
+    if unequal is not None:
+        return outcome(Verdict.FAIL, unequal)
     # What the baseline reports is nearer to the truth than its arguments: some checkpoints turn
     # `auto` into a quantized cache.
     running = baseline[0].dtype if baseline else baseline_dtype
@@ -169,6 +169,21 @@ def _different_flags(config: CacheConfig, baseline: Sequence[CacheConfig]) -> st
     return (
         f"The engine runs as with {canary}, the baseline as with {other}: the arms could not be "
         f"compared. Set {flag} or --no-enable-prefix-caching explicitly in the target's arguments."
+    )
+
+
+def _different_memory(config: CacheConfig, baseline: Sequence[CacheConfig]) -> str | None:
+    """Return how unequal the arms' KV memory is, if it is: the larger one wins by that alone."""
+    theirs = [c.memory_bytes for c in baseline if c.memory_bytes]
+    if not config.memory_bytes or not theirs:
+        return None
+    other = median(theirs)
+    if abs(config.memory_bytes / other - 1) <= TOLERANCE:
+        return None
+    return (
+        f"The engine has {config.memory_bytes / 2**30:.1f} GiB of KV memory, the baseline's "
+        f"{other / 2**30:.1f} GiB: the arms could not be compared. Set --kv-cache-memory-bytes in "
+        "the target's arguments, and run both pools on the same kind of node."
     )
 
 
