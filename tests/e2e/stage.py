@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kvdemo.load import Load, Outcome, Recipe
+from kvlocal import addons, product
 from kvlocal.cluster import Cluster
 from kvquant.adapters.cluster import KubernetesCluster
 from kvquant.adapters.connection import Connection
 from kvquant.api import names
-from kvquant.api.v1alpha1 import KVQuantRollout, Phase, Status
+from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord, KVQuantRollout, Phase, Status
 from tests import manifests
 from tests.waiting import wait_until
 
 ROUTER = "llama-router"
+OPERATOR = {"app.kubernetes.io/name": "kvquant-operator"}
 QUICK = {
     "steps": [{"weight": weight, "soak": "5s"} for weight in (20, 50, 100)],
     "analysis": {"interval": "2s", "minRequests": 40},
@@ -58,7 +64,7 @@ class Stage:
             *("delete", "pods", "--all", "-n", self.namespace, "--grace-period=1", "--wait=false")
         )
 
-    def serve(self, replicas: int = 1, faults: str = "") -> None:
+    def serve(self, replicas: int = 1, faults: str = "", memory: str = "512Mi") -> None:
         """Bring up the demo's baseline with other faults, and wait until it is ready."""
         for document in manifests.documents("demo/baseline.yaml"):
             if document["kind"] == "Namespace":
@@ -68,6 +74,7 @@ class Stage:
             if document["kind"] == "Deployment":
                 document["spec"]["replicas"] = replicas
                 (container,) = document["spec"]["template"]["spec"]["containers"]
+                container["resources"]["limits"]["memory"] = memory
                 for variable in container["env"]:
                     if variable["name"] == "KVSIM_FAULTS":
                         variable["value"] = faults
@@ -166,6 +173,82 @@ class Stage:
         assert found is not None, f"no Deployment {deployment}"
         return int(found["spec"]["replicas"])
 
+    def pods(self, namespace: str | None = None, **labels: str) -> list[dict[str, Any]]:
+        """Return the pods with these labels that are not about to go."""
+        found = self.port.list("Pod", namespace or self.namespace, labels)
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def kill(self, pod: dict[str, Any]) -> int:
+        """End a pod's processes without notice, and return how many there were."""
+        killed = 0
+        for process in _processes(pod):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+                killed += 1
+        return killed
+
+    def kill_and_replace(self, namespace: str, **labels: str) -> bool:
+        """Kill the first such pod's processes; tell whether there were any.
+
+        The pod goes too, so that its successor begins at once: the kubelet lets a container that
+        dies so often wait ever longer.
+        """
+        for pod in self.pods(namespace, **labels)[:1]:
+            killed = self.kill(pod)
+            self.cluster.kubectl(
+                *("delete", "pod", pod["metadata"]["name"], "-n", namespace),
+                *("--force", "--grace-period=0", "--wait=false", "--ignore-not-found"),
+            )
+            return killed > 0
+        return False
+
+    def kill_operator(self) -> bool:
+        """End the operator without notice; tell whether it was there."""
+        return self.kill_and_replace(product.NAMESPACE, **OPERATOR)
+
+    def operator_runs(self) -> bool:
+        """Tell whether the operator's process is there; it need not be ready."""
+        return any(_processes(pod) for pod in self.pods(product.NAMESPACE, **OPERATOR))
+
+    def restart_api_server(self) -> None:
+        """Kill the API server, and wait until the node has started another that answers."""
+        before = self.cluster.pids()["kube-apiserver"]
+        os.kill(before, signal.SIGKILL)
+        wait_until(
+            lambda: (
+                self.cluster.pids().get("kube-apiserver") not in (None, before)
+                and self.cluster.describe()["ready"]
+            ),
+            60,
+            "the API server should be back",
+        )
+
+    def stop_prometheus(self) -> None:
+        """Take Prometheus away together with everything that it has stored."""
+        self._scale_prometheus(0)
+        wait_until(
+            lambda: not self.pods(addons.PROMETHEUS_NAMESPACE, app="prometheus"),
+            60,
+            "Prometheus should be gone",
+        )
+
+    def start_prometheus(self) -> None:
+        """Bring Prometheus back, with an empty store."""
+        self._scale_prometheus(1)
+        addons.wait(self.cluster, prometheus=True)
+
+    def signal_prometheus(self, number: signal.Signals) -> None:
+        """Let Prometheus hang, with its connections open, or go on."""
+        for pod in self.pods(addons.PROMETHEUS_NAMESPACE, app="prometheus"):
+            for process in _processes(pod):
+                os.kill(process, number)
+
+    def _scale_prometheus(self, replicas: int) -> None:
+        self.cluster.kubectl(
+            *("scale", "deployment/prometheus", "-n", addons.PROMETHEUS_NAMESPACE),
+            f"--replicas={replicas}",
+        )
+
     def events(self, name: str) -> set[str]:
         """Return the reasons of a rollout's Events."""
         answer = self.connection.expect(
@@ -180,6 +263,28 @@ class Stage:
 def failures(load: Load) -> list[Outcome]:
     """Return the requests that failed."""
     return [outcome for outcome in load.outcomes if outcome.problem]
+
+
+def cause_of(status: Status) -> DecisionRecord:
+    """Return the decision that rolled a rollout back."""
+    return next(d for d in status.decisions if d.kind is DecisionKind.ROLL_BACK)
+
+
+def holds(status: Status, condition: str, reason: str = "") -> bool:
+    """Tell whether a condition is True, and for that reason if one is given."""
+    found = status.condition(condition)
+    return found is not None and found.status == "True" and reason in ("", found.reason)
+
+
+def _processes(pod: dict[str, Any]) -> list[int]:
+    """Return the host's ids of a pod's processes, but for the one that holds its namespaces."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            inside = f"pod{pod['metadata']['uid']}" in (folder / "cgroup").read_text()
+            if inside and (folder / "comm").read_text().strip() != "pause":
+                found.append(int(folder.name))
+    return found
 
 
 def _told(status: Status | None) -> str:
