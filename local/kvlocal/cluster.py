@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +94,25 @@ class Cluster:
         Args:
             wipe: Forget its images too.
         """
-        pid = self._node_pid()
-        if pid is not None:
-            os.kill(pid, signal.SIGTERM)
-            deadline = time.monotonic() + 5
-            while _alive(pid) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            if _alive(pid):
-                os.kill(pid, signal.SIGKILL)
+        self._stop(patience=5)
         self._clean()
         if wipe:
             shutil.rmtree(self._home, ignore_errors=True)
+
+    def reboot(self) -> None:
+        """Cut the node's power and start it again with what it had on its disk.
+
+        Raises:
+            LocalError: It does not come up again.
+        """
+        begun = datetime.now(UTC)
+        self._stop(patience=0)
+        self._release()
+        shutil.rmtree(self._run / "mounts", ignore_errors=True)
+        self._launch()
+        self._wait(lambda: is_ready(self._layout()), "its API server should be ready again")
+        # etcd remembers that the node was ready: only a heartbeat of this boot counts.
+        self._wait(lambda: self._node_ready(since=begun), "its node should be ready again")
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Run kubectl as administrator and return what it printed.
@@ -184,6 +193,19 @@ class Cluster:
             there = ", ".join(sorted(p.stem for p in folder.glob("*.log"))) or "none"
             raise LocalError(f"cluster {self.name!r} has no log of {name!r}; it has: {there}")
         return file
+
+    def _stop(self, patience: float) -> None:
+        """End the node: ask first, and after `patience` seconds no more."""
+        pid = self._node_pid()
+        if pid is None:
+            return
+        deadline = time.monotonic() + patience
+        if patience:
+            os.kill(pid, signal.SIGTERM)
+        while _alive(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if _alive(pid):
+            os.kill(pid, signal.SIGKILL)
 
     def _layout(self) -> components.Layout:
         return layout(self._run, self.network)
@@ -267,13 +289,16 @@ class Cluster:
             time.sleep(0.01)
         raise LocalError(f"no namespaces for cluster {self.name!r}: {self._last_log('node')}")
 
-    def _node_ready(self) -> bool:
+    def _node_ready(self, since: datetime | None = None) -> bool:
         try:
             node = json.loads(self.kubectl("get", "node", configs.NODE_NAME, "-o", "json"))
         except LocalError:
             return False
         return any(
-            c["type"] == "Ready" and c["status"] == "True" for c in node["status"]["conditions"]
+            c["type"] == "Ready"
+            and c["status"] == "True"
+            and (since is None or datetime.fromisoformat(c["lastHeartbeatTime"]) >= since)
+            for c in node["status"]["conditions"]
         )
 
     def _wait(self, holds: Callable[[], bool], what: str) -> None:
@@ -304,6 +329,11 @@ class Cluster:
 
     def _clean(self) -> None:
         """Remove what a run leaves, a crashed one included."""
+        self._release()
+        shutil.rmtree(self._run, ignore_errors=True)
+
+    def _release(self) -> None:
+        """Give back the link and the control group of a node that has ended."""
         if (self._home / "cluster.json").exists():
             self.network.disconnect()
         if not cgroups.remove(self._cgroup):
@@ -311,7 +341,6 @@ class Cluster:
                 f"processes of an earlier cluster {self.name!r} are still in control group "
                 f"{self._cgroup}: end them and try again"
             )
-        shutil.rmtree(self._run, ignore_errors=True)
 
 
 def clusters() -> list[Cluster]:

@@ -169,6 +169,8 @@ def main() -> int:
     isolate(folder, network)
     for name in ("log", "pids"):
         (folder / name).mkdir(exist_ok=True)
+    # Addresses that pods of an earlier boot had are free again.
+    shutil.rmtree(folder / "cni" / "ipam", ignore_errors=True)
     Node(folder, network).run()
     shutil.rmtree(folder / "pids", ignore_errors=True)
     return 0
