@@ -35,7 +35,7 @@ class ApiServer:
         self._controllers = controllers
         self._running: list[subprocess.Popen[bytes]] = []
         self._server: subprocess.Popen[bytes] | None = None
-        ports = _free_ports(3)
+        ports = free_ports(3)
         self._layout = components.Layout(
             folder, "127.0.0.1", ports[0], ports[1], ports[2], SERVICES
         )
@@ -134,7 +134,8 @@ def is_ready(layout: components.Layout) -> bool:
         connection.close()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports of loopback that nobody listens on now."""
     listeners = [socket.socket() for _ in range(count)]
     try:
         for listener in listeners:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 
@@ -18,6 +18,9 @@ from kvquant.router.pki import ServerIdentity, make_identity
 
 logger = logging.getLogger(__name__)
 
+RENEWED_BEFORE = timedelta(days=30)
+"""Time before a certificate's end from which a start of the operator replaces it."""
+
 SECRET = "kvquant-xds-tls"  # noqa: S105 - the name of a Secret, not one
 
 
@@ -25,7 +28,7 @@ def load_or_make(cluster: Cluster, namespace: str, host: str) -> ServerIdentity:
     """Return the identity kept in the Secret; make and keep one when none there is of use.
 
     Routers that cannot verify the service keep their last weights, which nobody would notice: so a
-    certificate for another host, one that has ended or one that cannot be read is replaced.
+    certificate for another host, one that ends soon or one that cannot be read is replaced.
 
     Raises:
         ClusterError: The Secret can neither be read nor written.
@@ -69,4 +72,4 @@ def _is_of_use(identity: ServerIdentity, host: str) -> bool:
     except (ValueError, x509.ExtensionNotFound):
         return False
     hosts = named.value.get_values_for_type(x509.DNSName)
-    return host in hosts and datetime.now(UTC) < certificate.not_valid_after_utc
+    return host in hosts and datetime.now(UTC) + RENEWED_BEFORE < certificate.not_valid_after_utc

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
+from kvquant.adapters import connection
 from kvquant.adapters.cluster import KubernetesCluster
 from kvquant.adapters.connection import Connection
 from kvquant.adapters.tokens import TokenReviewer
@@ -55,7 +56,7 @@ class Server:
         kubeconfig = {
             "current-context": "c",
             "clusters": [{"name": "k", "cluster": {"server": self.url}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
+            "users": [{"name": "u", "user": {"token": TOKEN}}],
             "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
         }
         path = directory / "kubeconfig"
@@ -111,7 +112,21 @@ def stalls(handler: BaseHTTPRequestHandler) -> None:
     handler.rfile.read(1)
 
 
+def trickles(handler: BaseHTTPRequestHandler) -> None:
+    """Send a byte now and then, always before the client loses its patience."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    try:
+        for _ in range(1000):
+            handler.wfile.write(b" ")
+            time.sleep(0.05)
+    except OSError:
+        handler.close_connection = True
+
+
 PATCH = {"data": {"a": "1"}}
+TOKEN = "planted-token"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +184,58 @@ def test_a_busy_server_does_not_make_the_thread_sleep(server: Server) -> None:
     with pytest.raises(Unavailable):
         KubernetesCluster(server.connection).get("ConfigMap", "ns", "x")
     assert time.monotonic() - began < 5
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "LARGEST_ANSWER", 10_000)
+    server.script = [says(200, "x" * 10_001), says(200, {"kind": "ConfigMap"})]
+    with pytest.raises(Unavailable, match="more than 10000 bytes"):
+        KubernetesCluster(server.connection).get("ConfigMap", "ns", "x")
+    assert KubernetesCluster(server.connection).get("ConfigMap", "ns", "x") is not None
+
+
+def test_an_answer_that_trickles_ends_in_time(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "LONGEST_ANSWER", 0.5)
+    server.script = [trickles]
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match=r"longer than 0\.5 s"):
+        KubernetesCluster(server.connection).get("ConfigMap", "ns", "x")
+    assert time.monotonic() - began < 3
+
+
+def test_of_what_a_server_says_no_more_is_told_than_fits_an_event(server: Server) -> None:
+    server.script = [says(502, "<html>" * 10_000)]
+    with pytest.raises(Unavailable) as caught:
+        KubernetesCluster(server.connection).get("ConfigMap", "ns", "x")
+    assert len(str(caught.value)) < 2100
+
+
+def test_neither_token_nor_server_side_credentials_are_told(server: Server) -> None:
+    server.script = [failure(401, "Unauthorized"), hangs_up, hangs_up]
+    for _ in range(2):
+        with pytest.raises(ClusterError) as caught:
+            KubernetesCluster(server.connection).get("ConfigMap", "ns", "x")
+        chain: BaseException | None = caught.value
+        while chain is not None:
+            assert TOKEN not in repr(chain)
+            chain = chain.__cause__
+
+
+def test_a_connection_is_used_again_after_each_answer(server: Server) -> None:
+    ports: set[int] = set()
+
+    def notes(handler: BaseHTTPRequestHandler) -> None:
+        ports.add(handler.client_address[1])
+        says(200, {"kind": "ConfigMap"})(handler)
+
+    server.script = [notes] * 5
+    for _ in range(5):
+        KubernetesCluster(server.connection).get("ConfigMap", "ns", "x")
+    assert len(ports) == 1
 
 
 def test_a_long_list_is_read_page_by_page(server: Server) -> None:

@@ -18,7 +18,7 @@ from tests.site import rollout
 from tests.waiting import wait_until
 
 NS = "inference"
-SOON = 5.0
+SOON = 20.0
 
 
 @pytest.fixture
@@ -304,6 +304,7 @@ def test_while_no_watch_is_to_be_had_reads_are_direct(
 def test_what_a_watch_has_told_is_believed_for_a_moment_after_it_broke_and_no_longer(
     api: LoopbackApi, cluster: WatchedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(listwatch, "BEARABLE_BREAK", 60)
     weights(cluster)
     api.refuse_watches = 503
     api.end_watches()

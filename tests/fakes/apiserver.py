@@ -178,11 +178,12 @@ class LoopbackApi:
         if self.refuse_watches is not None:
             _send(handler, self.refuse_watches, {"message": "no watch for you"})
             return
+        # Before the first byte: who has read it may end this watch at once.
+        mine, forgotten = self._round, version < self.forgets_before
         handler.send_response(200)
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
         handler.wfile.flush()
-        mine, forgotten = self._round, version < self.forgets_before
         try:
             while self.say:
                 _chunk(handler, self.say.pop(0))

@@ -228,3 +228,23 @@ async def test_a_renewed_token_is_used_without_a_restart(
     finally:
         again.stop()
     assert tokens.seen[-1] == "renewed-token"
+
+
+def test_a_stream_outlives_the_token_that_opened_it(
+    driven: XdsServer, channel: grpc.Channel, tokens: Tokens
+) -> None:
+    ended = threading.Event()
+
+    def lasting() -> Iterator[discovery_pb2.DiscoveryRequest]:
+        yield discovery_pb2.DiscoveryRequest(node=base_pb2.Node(id=NODE), type_url=RUNTIME_TYPE)
+        ended.wait(10)
+
+    answers = ads_pb2_grpc.AggregatedDiscoveryServiceStub(channel).StreamAggregatedResources(
+        lasting(), metadata=[("authorization", "Bearer good-token")], timeout=10
+    )
+    assert next(answers).version_info == "1"
+    tokens.good.clear()
+    driven.set_weights(KEY, {"blue": 50, "green": 50})
+    assert next(answers).version_info == "2", "an hourly renewal leaves no gap"
+    ended.set()
+    answers.cancel()

@@ -57,11 +57,12 @@ def test_what_is_kept_is_used_again_after_a_restart() -> None:
     [
         secret(make_identity(["another.svc"])),
         secret(make_identity([HOST], datetime.now(UTC) - VALIDITY - timedelta(days=1))),
+        secret(make_identity([HOST], datetime.now(UTC) - VALIDITY + timedelta(days=29))),
         secret(make_identity([HOST]), tls_crt="bm90IFBFTQ=="),
         secret(make_identity([HOST]), tls_crt="%%%"),
         secret(make_identity([HOST]), ca_crt=None),
     ],
-    ids=["another host", "ended", "no certificate", "no base64", "a part is missing"],
+    ids=["another host", "ended", "ends soon", "no certificate", "no base64", "a part is missing"],
 )
 def test_what_is_of_no_use_is_replaced(kept: Object, tmp_path: Path) -> None:
     cluster = FakeCluster()

@@ -19,6 +19,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
 from kvquant import errors
+from kvquant.adapters import bounded
 
 TIMEOUTS = (5.0, 20.0)
 """Seconds to wait for a connection, and for an answer. A thread that waits cannot be cancelled, so
@@ -27,6 +28,9 @@ both are short; the second is longer than the API server's own patience with etc
 LARGEST_ANSWER = 64 * 2**20
 """Bytes of the longest answer that is read. A page of 500 pods is a tenth of it; whatever sends
 more would only fill the memory."""
+
+LONGEST_ANSWER = 60.0
+"""Seconds that an answer may take as a whole, however often a byte of it comes."""
 
 LONGEST_LINE = 8 * 2**20
 """Bytes of the longest line of a stream. An object in etcd has 1.5 MiB at most."""
@@ -37,6 +41,9 @@ CONNECTIONS = 64
 # A watch that nothing comes from looks the same as one whose server is gone. The kernel tells after
 # 25 s, instead of after the two hours that are its default.
 _KEEPALIVE = {"idle": 10, "interval": 5, "count": 3}
+
+LONGEST_MESSAGE = 2000
+"""Characters of what the server says that are passed on."""
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -69,7 +76,8 @@ class Answer:
     def message(self) -> str:
         """Say what the server said, in its own words."""
         said = self.document.get("message") or self.text.strip() or "no explanation"
-        return f"{said} (HTTP {self.status})"
+        # It ends up in statuses and Events; a proxy's page of HTML would fill them.
+        return f"{str(said)[:LONGEST_MESSAGE]} (HTTP {self.status})"
 
     @property
     def names_an_object(self) -> bool:
@@ -220,16 +228,11 @@ class Connection:
         """
         response = self._send(method, path, query, body, content_type, self._timeouts)
         try:
-            data = response.read(LARGEST_ANSWER + 1)
+            data = bounded.read(response, LARGEST_ANSWER, LONGEST_ANSWER)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise errors.Unavailable(
                 f"no answer from the API server to {method} {path}: {error}"
             ) from error
-        if len(data) > LARGEST_ANSWER:
-            response.close()
-            raise errors.Unavailable(
-                f"the answer to {method} {path} has more than {LARGEST_ANSWER} bytes"
-            )
         return _answer(response.status, data)
 
     def stream(self, path: str, query: Mapping[str, str], silence: float) -> Stream:

@@ -10,14 +10,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import requests
+import urllib3
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from prometheus_api_client.prometheus_connect import PrometheusConnect
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
+from kvquant.adapters import bounded
 from kvquant.core import queries
 from kvquant.core.counters import Series
 from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
@@ -25,6 +27,9 @@ from kvquant.core.reading import Readings, cache_config
 from kvquant.errors import MetricsError
 
 DEFAULT_TIMEOUT = 10.0
+
+LARGEST_ANSWER = 64 * 2**20
+"""Bytes of the longest answer that is read, decompressed."""
 
 CONNECTIONS = 32
 """Most connections that are kept; rollouts ask from threads of their own."""
@@ -54,17 +59,20 @@ class PrometheusMetrics:
         """Make the client; nothing is sent yet.
 
         Args:
-            url: Where Prometheus answers, such as `http://prometheus.monitoring.svc:9090`.
+            url: Where Prometheus answers, such as `http://prometheus.monitoring.svc:9090`. A user
+                and a password in it are sent, and told to nobody.
             timeout: Longest wait for a connection, and for an answer, in seconds.
             session: Session that bears headers, credentials and trust, if they are needed.
         """
-        url = url.rstrip("/")
+        session = session or requests.Session()
+        url, credentials = _without_credentials(url.rstrip("/"))
+        if credentials is not None:
+            session.auth = credentials
         self._timeout = timeout
         self._where = urlsplit(url).netloc or url
-        session = session or requests.Session()
         session.hooks["response"].append(_refuse_partial)
         self._prometheus = PrometheusConnect(url, session=session)
-        session.mount(url, HTTPAdapter(pool_maxsize=CONNECTIONS, max_retries=_RETRY))
+        session.mount(url, _BoundedAdapter(timeout))
 
     def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
         """Return what is known for each need, by its key, with three queries for all of them.
@@ -178,6 +186,36 @@ class PrometheusMetrics:
             f"What answers at {self._where} does not speak like Prometheus ({type(error).__name__}:"
             f" {str(error)[:200]}): look whether KVQUANT_PROMETHEUS_URL names its API."
         )
+
+
+class _BoundedAdapter(HTTPAdapter):
+    """Reads answers whole, but not more of them than can be borne."""
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(pool_maxsize=CONNECTIONS, max_retries=_RETRY)
+        self._within = 3 * timeout
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
+        response = super().send(request, *args, **kwargs)
+        try:
+            body = bounded.read(response.raw, LARGEST_ANSWER, self._within)
+        except bounded.UnboundedAnswerError as error:
+            raise requests.exceptions.ContentDecodingError(str(error)) from error
+        except urllib3.exceptions.ReadTimeoutError as error:
+            raise requests.ReadTimeout(str(error)) from error
+        except urllib3.exceptions.HTTPError as error:
+            raise requests.ConnectionError(error) from error
+        response._content = body
+        response._content_consumed = True
+        return response
+
+
+def _without_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
+    parts = urlsplit(url)
+    if parts.username is None:
+        return url, None
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return bare, (unquote(parts.username), unquote(parts.password or ""))
 
 
 class _PartialAnswerError(Exception):

@@ -42,8 +42,21 @@ _OPTIONS = (
     # A router asks with a few hundred bytes. Whoever sends more is no router.
     ("grpc.max_receive_message_length", 65_536),
     ("grpc.max_concurrent_streams", 16),
+    ("grpc.max_metadata_size", 16_384),
+    # Whoever connects and then says nothing is let go.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 60_000),
     ("grpc.so_reuseport", 0),
 )
+MOST_STREAMS = 4096
+"""Streams at a time, one for each router pod; further ones are told to come back."""
+
+FIRST_REQUEST = 10.0
+"""Seconds within which a router must say what it wants, once its token is found good."""
+
+REVIEWS = 8
+"""Tokens that are checked at a time: a flood of bad ones waits here, not in the API server."""
+
 START_TIMEOUT, STOP_TIMEOUT, GRACE = 10.0, 5.0, 0.5
 
 
@@ -131,7 +144,7 @@ class XdsServer:
             self._bound.set()
 
     async def _serve(self) -> None:
-        server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MOST_STREAMS)
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(
             _Discovery(self._board, self._authenticate), server
         )
@@ -154,6 +167,7 @@ class _Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: igno
     def __init__(self, board: Board, authenticate: Authenticate) -> None:
         self._board = board
         self._authenticate = authenticate
+        self._reviews = asyncio.Semaphore(REVIEWS)
 
     async def StreamAggregatedResources(  # noqa: N802 - the protocol's own name
         self,
@@ -162,7 +176,10 @@ class _Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: igno
     ) -> AsyncIterator[discovery_pb2.DiscoveryResponse]:
         """Serve one router pod until either side ends the stream."""
         router = await self._identify(context)
-        first = await _next(requests)
+        try:
+            first = await asyncio.wait_for(_next(requests), FIRST_REQUEST)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "nothing was asked for")
         if router is None or first is None:
             return
         if not _claims(first.node.id, router):
@@ -193,7 +210,8 @@ class _Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: igno
         router = None
         if scheme.lower() == "bearer" and token.strip():
             try:
-                router = await asyncio.to_thread(self._authenticate, token.strip())
+                async with self._reviews:
+                    router = await asyncio.to_thread(self._authenticate, token.strip())
             except KVQuantError as error:
                 logger.warning("Cannot check the token of %s: %s", context.peer(), error)
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the token cannot be checked now")
