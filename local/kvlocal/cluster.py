@@ -20,6 +20,7 @@ from kvlocal import cgroups, components, configs, containerd, debian, pki
 from kvlocal.apiserver import is_ready
 from kvlocal.binaries import component, control_plane
 from kvlocal.cache import REPOSITORY, cache, locked
+from kvlocal.commands import run
 from kvlocal.images import Image
 from kvlocal.network import MOST_CLUSTERS, Network
 from kvlocal.node import layout
@@ -120,17 +121,9 @@ class Cluster:
         Raises:
             LocalError: It failed; the message is kubectl's own.
         """
-        done = subprocess.run(
-            [*component("kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments],
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            check=False,
+        return run(
+            *component("kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments, stdin=stdin
         )
-        if done.returncode != 0:
-            raise LocalError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
-        return done.stdout
 
     def apply(self, *documents: dict[str, Any]) -> None:
         """Apply manifests by server-side apply.

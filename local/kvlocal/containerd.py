@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from kvlocal.commands import run
 from kvlocal.problems import LocalError
 
 
@@ -20,21 +21,9 @@ def ctr(folder: Path, *arguments: str) -> str:
     Raises:
         LocalError: It failed; the message is ctr's own.
     """
-    done = subprocess.run(
-        [
-            "/usr/bin/ctr",
-            f"--address={folder / 'containerd.sock'}",
-            "--namespace=k8s.io",
-            *arguments,
-        ],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
+    return run(
+        "/usr/bin/ctr", f"--address={folder / 'containerd.sock'}", "--namespace=k8s.io", *arguments
     )
-    if done.returncode != 0:
-        raise LocalError(f"ctr {' '.join(arguments)}: {done.stderr.strip()[-600:]}")
-    return done.stdout
 
 
 def forget_stale_containers(folder: Path) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 
 from kvlocal.cache import locked, progress
+from kvlocal.commands import run
 from kvlocal.problems import LocalError
 
 CNI_FOLDER = Path("/usr/lib/cni")
@@ -54,9 +53,9 @@ def _ensure(wanted: dict[str, str]) -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise LocalError(f"missing here: {', '.join(missing)}. As root: {command}")
     with locked("apt"), progress(f"installing {', '.join(missing)} from Debian"):
-        _run("apt-get", "update", "-qq")
+        run("apt-get", "update", "-qq")
         # Another apt may hold the lock for a while; services must not start by themselves.
-        _run(
+        run(
             *command.replace("apt-get", "apt-get -qq -o DPkg::Lock::Timeout=300", 1).split(),
             environment={"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"},
         )
@@ -74,21 +73,3 @@ def _present(file: str) -> bool:
         return Path(file).exists()
     # sbin is where Debian keeps half of them, and not every user's PATH has it.
     return shutil.which(file, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
-
-
-def _run(*command: str, cwd: str | None = None, environment: dict[str, str] | None = None) -> None:
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise LocalError(f"{' '.join(command)} failed: {_last_lines([done.stderr or done.stdout])}")
-
-
-def _last_lines(texts: Iterable[str]) -> str:
-    return "\n".join(texts).strip()[-800:]

