@@ -5,7 +5,7 @@ export PYTHONPATH := operator:local
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format unit apiserver e2e e2e-vllm crds lock up down status
+.PHONY: help setup demo test lint format unit apiserver e2e e2e-vllm bench-idle crds lock up down status
 
 help: ## Show this menu
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ e2e: setup ## Rollouts on a real one-node Kubernetes
 e2e-vllm: setup ## The same with real vLLM on CPU: fp8 promoted, int8 stopped by the regime proof
 	@$(PY) -m kvlocal build
 	$(PY) -m pytest -m vllm tests/e2e/vllm
+
+bench-idle: setup ## What the operator costs while nothing happens: memory, CPU, API requests
+	@$(PY) -m kvlocal build --without-images
+	@PYTHONPATH=$(PYTHONPATH):. $(PY) bench/idle.py
 
 crds: setup ## Generate crds/ from the models
 	$(PY) -m kvquant.api.crd

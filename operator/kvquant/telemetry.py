@@ -34,6 +34,12 @@ PASS_SECONDS = Histogram(
 PASS_ERRORS = Counter(
     "kvquant_reconcile_errors_total", "Passes that ended in an error, by its class.", ["error"]
 )
+DIRECT_READS = Counter(
+    "kvquant_direct_reads_total",
+    "Reads that were sent to the API server because no watch could answer them, by kind.",
+    ["kind"],
+)
+WATCHES = Gauge("kvquant_watches", "Watches that are open or wanted.")
 
 
 def report(namespace: str, name: str, before: Status, after: Status) -> None:

@@ -7,6 +7,7 @@ import gzip
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -57,7 +58,9 @@ def send(handler: BaseHTTPRequestHandler, body: bytes, **headers: str) -> None:
         handler.send_header(name.replace("_", "-"), value)
     handler.send_header("Content-Length", str(len(body)))
     handler.end_headers()
-    handler.wfile.write(body)
+    # Who has had enough hangs up.
+    with suppress(OSError):
+        handler.wfile.write(body)
 
 
 def bomb(handler: BaseHTTPRequestHandler) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from kvquant.adapters import listwatch, store, watching
 from kvquant.adapters.watching import WatchedCluster
@@ -44,6 +45,10 @@ def configmap(name: str, **data: str) -> Object:
         "metadata": {"name": name, "namespace": NS, "labels": {"app": "router"}},
         "data": data,
     }
+
+
+def direct_reads() -> float:
+    return REGISTRY.get_sample_value("kvquant_direct_reads_total", {"kind": "ConfigMap"}) or 0
 
 
 def edit(api: LoopbackApi, name: str = "router", **data: str) -> None:
@@ -285,8 +290,9 @@ def test_while_no_watch_is_to_be_had_reads_are_direct(
     api: LoopbackApi, cluster: WatchedCluster, status: int
 ) -> None:
     api.refuse_watches = status
-    began = time.monotonic()
+    began, before = time.monotonic(), direct_reads()
     assert weights(cluster) == "90/10"
+    assert direct_reads() == before + 1, "which the operator's metrics tell"
     edit(api, weights="75/25")
     assert weights(cluster) == "75/25", "at once, because nothing old is believed"
     assert cluster.list("ConfigMap", NS, {})[0]["data"] == {"weights": "75/25"}

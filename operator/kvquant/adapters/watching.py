@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from kvquant import telemetry
 from kvquant.adapters.cluster import KubernetesCluster
 from kvquant.adapters.connection import Connection
 from kvquant.adapters.listwatch import ListWatch
@@ -81,6 +82,7 @@ class WatchedCluster:
         # That a rollout is gone or about to go ends its loop: there, no watch is believed.
         if not isinstance(found, Absence) and not _ends(found):
             return found
+        telemetry.DIRECT_READS.labels(kind).inc()
         return self._read(kind, namespace, name)
 
     def list(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Object]:
@@ -92,6 +94,7 @@ class WatchedCluster:
             found = store.select(labels)
             if not isinstance(found, Absence):
                 return found
+        telemetry.DIRECT_READS.labels(kind).inc()
         return [stripped(obj) for obj in self._direct.list(kind, namespace, labels)]
 
     def apply(self, obj: Object) -> Object:
@@ -182,6 +185,7 @@ class WatchedCluster:
                     return None
                 watch = ListWatch(self._connection, kind, namespace, Store(self._tell))
                 self._watches[kind, namespace] = watch
+                telemetry.WATCHES.set(len(self._watches))
                 watch.start()
         return watch
 
@@ -196,6 +200,7 @@ class WatchedCluster:
                 logger.info("Nobody asks for %s in %s any more", *key)
                 watch.stop()
                 del self._watches[key]
+                telemetry.WATCHES.set(len(self._watches))
                 for applied in [k for k in list(self._applied) if k[:2] == key]:
                     del self._applied[applied]
 
