@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import urllib3
 import yaml
 
 from kvquant.adapters import connection
@@ -236,6 +238,28 @@ def test_a_connection_is_used_again_after_each_answer(server: Server) -> None:
     for _ in range(5):
         KubernetesCluster(server.connection).get("ConfigMap", "ns", "x")
     assert len(ports) == 1
+
+
+def test_a_peer_that_vanished_is_found_out_by_the_kernel_within_25_seconds(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[socket.socket] = []
+    connect = urllib3.util.connection.create_connection
+
+    def noting(*arguments: Any, **options: Any) -> socket.socket:
+        made.append(connect(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(urllib3.util.connection, "create_connection", noting)
+    server.script = [says(200, {"kind": "ConfigMap"})]
+    KubernetesCluster(server.connection).get("ConfigMap", "ns", "x")
+    (used,) = made
+    assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    idle, interval, count = (
+        used.getsockopt(socket.IPPROTO_TCP, option)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    )
+    assert idle + interval * count == 25
 
 
 def test_a_long_list_is_read_page_by_page(server: Server) -> None:
