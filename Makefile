@@ -5,10 +5,11 @@ export PYTHONPATH := operator:local
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format unit apiserver e2e e2e-vllm bench-idle crds lock up down status
+.PHONY: help setup demo test lint format unit apiserver e2e e2e-full e2e-vllm
+.PHONY: bench-idle bench-kill bench-chaos bench-router crds lock up down status
 
 help: ## Show this menu
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Make .venv with the locked dependencies
 	@./local/bootstrap.sh
@@ -38,6 +39,10 @@ apiserver: setup ## Tests against a real etcd and kube-apiserver
 
 e2e: setup ## Rollouts on a real one-node Kubernetes
 	@$(PY) -m kvlocal build
+	$(PY) -m pytest -m "node and not vllm and not full" tests/e2e
+
+e2e-full: setup ## The same with the faults that take minutes
+	@$(PY) -m kvlocal build
 	$(PY) -m pytest -m "node and not vllm" tests/e2e
 
 e2e-vllm: setup ## The same with real vLLM on CPU: fp8 promoted, int8 stopped by the regime proof
@@ -47,6 +52,15 @@ e2e-vllm: setup ## The same with real vLLM on CPU: fp8 promoted, int8 stopped by
 bench-idle: setup ## What the operator costs while nothing happens: memory, CPU, API requests
 	@$(PY) -m kvlocal build --without-images
 	@PYTHONPATH=$(PYTHONPATH):. $(PY) bench/idle.py
+
+bench-kill: setup ## Kill switch to the canary's last request, 20 times on a real node under load
+	@$(PY) -m bench.kill
+
+bench-chaos: setup ## Random kills of operator, router, Prometheus and API server (KILLS=200)
+	@$(PY) -m bench.chaos --kills $(or $(KILLS),200)
+
+bench-router: setup ## What the router adds to a request, on loopback
+	@$(PY) -m bench.router
 
 crds: setup ## Generate crds/ from the models
 	$(PY) -m kvquant.api.crd

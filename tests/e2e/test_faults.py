@@ -22,6 +22,7 @@ LADDER = [0, 20, 50, 100]
 ONCE = ["Started", "Verifying", *["StepStarted"] * 3, "Promoted", "RollbackWindowClosed"]
 
 
+@pytest.mark.full
 def test_ten_kills_of_the_operator_within_one_rollout_lead_to_the_same_end(stage: Stage) -> None:
     stage.serve()
     stage.roll_out(
@@ -77,6 +78,7 @@ def test_neither_a_dead_baseline_pod_nor_an_api_server_that_restarts_counts_agai
     assert len(lost) < 30
 
 
+@pytest.mark.full
 def test_without_prometheus_nothing_moves_and_an_empty_one_lets_it_go_on(stage: Stage) -> None:
     stage.serve()
     stage.roll_out(
