@@ -389,7 +389,7 @@ def never_skips(weights: list[int], ladder: Mapping[int, int] | None = None) -> 
 
 
 def _is_ready(pod: Object) -> bool:
-    return {"type": "Ready", "status": "True"} in pod["status"]["conditions"]
+    return {"type": "Ready", "status": "True"} in (pod["status"].get("conditions") or [])
 
 
 def _text(instant: datetime) -> str:

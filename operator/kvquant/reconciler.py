@@ -13,14 +13,15 @@ from pydantic import ValidationError
 
 from kvquant.acting import Actor
 from kvquant.api import names
-from kvquant.api.v1alpha1 import Phase, Status
+from kvquant.api.conditions import Standing, set_standing
+from kvquant.api.v1alpha1 import Condition, Phase, Status
 from kvquant.core.machine import decide
 from kvquant.core.observation import Problem
 from kvquant.core.plan import Plan
 from kvquant.core.turn import Announcement
 from kvquant.errors import Conflict, Refused, TemplateError
 from kvquant.observing import observe, requests
-from kvquant.ports import Clock, Cluster, Metrics, Traffic
+from kvquant.ports import Clock, Cluster, Metrics, Object, Traffic
 from kvquant.world import World, identity, kill_switch, read
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class Reconciler:
         try:
             world = read(self._cluster, raw)
         except ValidationError as error:
-            return self._unreadable(error)
+            return self._unreadable(raw, error)
         return self._pass(world, cluster_kill, deleting=False)
 
     def finalize(self, ref: Ref) -> Result:
@@ -106,7 +107,7 @@ class Reconciler:
             shifted = (status.get("weights") or {}).get("canary", 0) > 0
             if shifted and status.get("phase") != Phase.PROMOTED:
                 # Were it to vanish now, nobody would ever take the traffic back.
-                return self._unreadable(error)
+                return self._unreadable(raw, error)
             logger.exception("A deleted rollout cannot be read; only its autoscaler is given back")
             holder = f"{ref.name}/{raw['metadata'].get('uid', '')}"
             try:
@@ -173,9 +174,29 @@ class Reconciler:
             after=decision.status,
         )
 
-    def _unreadable(self, error: ValidationError) -> Result:
+    def _unreadable(self, raw: Object, error: ValidationError) -> Result:
+        """Say once, in a condition and an Event, why it cannot be read; touch nothing else."""
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        problem = Problem("InvalidSpec", f"{where}: {first['msg']}")
+        problem = Problem("InvalidSpec", f"{where or 'status'}: {first['msg']}")
         logger.error("Rollout cannot be read: %s", problem.message)
+        status = raw.get("status") or {}
+        try:
+            known = tuple(Condition.model_validate(c) for c in status.get("conditions") or ())
+        except (TypeError, ValidationError):
+            known = ()
+        generation = raw["metadata"].get("generation", 0)
+        conditions = set_standing(
+            known, Standing.FAILED, problem.reason, problem.message, self._clock(), generation
+        )
+        if conditions == known:
+            return Result(INVALID_RETRY)
+        told = [c.model_dump(mode="json", by_alias=True, exclude_none=True) for c in conditions]
+        try:
+            self._cluster.replace_status({**raw, "status": {**status, "conditions": told}})
+        except Conflict:
+            return Result(0)
+        except Refused:
+            # An object that the CRD has outgrown takes no status any more: the Event has to do.
+            logger.warning("The condition that tells it is refused")
         return Result(INVALID_RETRY, (Announcement("Warning", problem.reason, problem.message),))

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
 
 from kvquant.adapters.connection import Connection
 from kvquant.api import names
+from kvquant.api.v1alpha1 import KVQuantRollout
+from kvquant.core.plan import Plan
 from tests import manifests
 from tests.apiserver.conftest import Kubectl
 from tests.conftest import CRD_FILE, CRD_PATH, crd_conditions
+from tests.odd import WHOLE, changed
 
 pytestmark = pytest.mark.apiserver
 
@@ -197,6 +201,29 @@ def test_kubectl_get_shows_how_a_rollout_stands(kubectl: Kubectl, namespace: str
         *("NAME", "TARGET", "DTYPE", "PHASE", "STEP", "WEIGHT", "VERDICT", "AGE"),
     ]
     assert row.split()[:-1] == ["llama-fp8", "llama", "fp8", "Progressing", "2/4", "25", "Pass"]
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(changed(WHOLE))
+def test_whatever_the_api_server_admits_the_operator_can_read(
+    connection: Connection, kubectl: Kubectl, spec: dict[str, Any]
+) -> None:
+    document = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": {"name": "odd", "namespace": "default"},
+        "spec": spec,
+    }
+    path = f"/apis/{names.API_VERSION}/namespaces/default/{names.PLURAL}"
+    answer = connection.request("POST", path, query={"dryRun": "All"}, body=document)
+    if answer.status == 201:
+        Plan.of(KVQuantRollout.parse(answer.document).spec)
+    else:
+        assert answer.status in (400, 422), answer.message
 
 
 @pytest.mark.parametrize("file", manifests.FILES)

@@ -280,12 +280,28 @@ def test_a_rollout_that_this_version_cannot_read_is_told_and_left_alone(site: Si
     (told,) = result.announcements
     assert (told.type, told.reason) == ("Warning", "InvalidSpec")
     assert "spec.kvCache.dtype" in told.message
-    assert [call for call in site.cluster.calls if call.writes] == []
+    assert {call.verb for call in site.cluster.calls if call.writes} == {"replace_status"}
     assert not site.reconciler.finalize(ref).done, "its canary still has traffic"
     idle = {**raw, "status": {**raw["status"], "weights": {"baseline": 100, "canary": 0}}}
     site.cluster._objects[names.KIND, ref.namespace, ref.name] = idle
     assert site.reconciler.finalize(ref).done, "it must be possible to delete it"
     assert before.status.weights.canary == site.traffic.weights[ROUTER]["green"] == 10
+
+
+def test_a_status_that_somebody_has_cut_is_told_once_and_its_weights_are_kept(site: Site) -> None:
+    ref = site.apply()
+    site.until(ref, lambda status: status.step == 1)
+    site.turn(ref)
+    site.cluster.edit(
+        names.KIND, ref.namespace, ref.name, lambda obj: obj["status"].pop("canary") and None
+    )
+    told = [a for _ in range(3) for a in site.turn(ref).announcements]
+    assert [(a.reason, a.message) for a in told] == [
+        ("InvalidSpec", "status: Value error, phase Progressing needs status.canary, too")
+    ]
+    stalled = next(c for c in site.raw(ref)["status"]["conditions"] if c["type"] == "Stalled")
+    assert (stalled["status"], stalled["reason"]) == ("True", "InvalidSpec")
+    assert site.traffic.weights[ROUTER] == {"blue": 90, "green": 10}
 
 
 def test_a_rollout_that_is_gone_needs_nothing(site: Site) -> None:

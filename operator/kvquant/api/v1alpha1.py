@@ -5,10 +5,11 @@ Import from here: the parts stand in `spec`, `status` and `fields` only to keep 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, model_validator
 
+from kvquant.api import names
 from kvquant.api.fields import DURATION_PATTERN, Model, parse_duration
 from kvquant.api.spec import (
     DEFAULT_STEPS,
@@ -99,6 +100,25 @@ class KVQuantRollout(Model):
     metadata: ObjectMeta
     spec: Spec
     status: Status = Status()
+
+    @model_validator(mode="after")
+    def _knows_its_attempt(self) -> Self:
+        """Refuse a status that somebody has edited: no attempt goes on, or back, without these."""
+        status = self.status
+        if status.phase is Phase.PENDING:
+            return self
+        needed = ("baseline", "canary", "router", "resolved_dtype", "phase_started_at")
+        missing = [f"status.{name}" for name in needed if getattr(status, name) is None]
+        if missing:
+            raise ValueError(f"phase {status.phase.value} needs {', '.join(missing)}, too")
+        if status.weights.baseline + status.weights.canary != 100:
+            raise ValueError("status.weights must sum to 100")
+        slots = sorted(pool.slot for pool in (status.baseline, status.canary) if pool)
+        if slots != sorted(names.SLOTS):
+            raise ValueError("status.baseline.slot and status.canary.slot must be blue and green")
+        if status.step < 0 or status.next_step not in (None, status.step + 1):
+            raise ValueError("status.nextStep must follow status.step")
+        return self
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> KVQuantRollout:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from kvquant.core.baseline import template_changed
 from kvquant.core.turn import Turn
 
-STARTS_OVER = frozenset({"SpecChanged", "RouterBusy", "TargetBusy", "BaselineChanged"})
+STARTS_OVER = frozenset(
+    {"SpecChanged", "StatusDamaged", "RouterBusy", "TargetBusy", "BaselineChanged"}
+)
 """The reasons that `overtaken` gives."""
 
 
@@ -21,6 +23,12 @@ def overtaken(turn: Turn) -> tuple[str, str] | None:
             "SpecChanged",
             "The spec was changed while the rollout was on its way: traffic goes back to the "
             "baseline, then the new spec starts over.",
+        )
+    if max(status.step, status.next_step or 0) > len(turn.plan.steps):
+        return (
+            "StatusDamaged",
+            f"The status speaks of step {status.step}, which the spec does not have: somebody has "
+            "edited it. This one starts over.",
         )
     if seen.router_taken_by is not None:
         return (
