@@ -23,6 +23,7 @@ from kvquant.core.observation import (
     Problem,
     Requests,
     RouterView,
+    TargetView,
 )
 from kvquant.core.plan import Plan, spec_hash
 from tests.fakes import schema
@@ -77,6 +78,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.spec = spec(LADDERS[0])
         self.containers = 0
         self.pods: dict[str, PodView] = {}
+        self.target = TargetView(replicas=4, template_hash="first")
 
     @initialize(ladder=st.sampled_from(LADDERS), old_pool=st.sampled_from(["ScaleToZero", "Keep"]))
     def begin(self, ladder: tuple[int, ...], old_pool: str) -> None:
@@ -101,6 +103,14 @@ class RolloutMachine(RuleBasedStateMachine):
     @rule(ladder=st.sampled_from(LADDERS))
     def edit(self, ladder: tuple[int, ...]) -> None:
         self.spec = spec(ladder, self.spec.promotion.old_pool)
+
+    @rule(replicas=st.sampled_from([0, 1, 4, 9]))
+    def the_owner_scales_the_target(self, replicas: int) -> None:
+        self.target = replace(self.target, replicas=replicas)
+
+    @rule(template=st.sampled_from(["first", "second"]))
+    def the_owner_edits_the_target(self, template: str) -> None:
+        self.target = replace(self.target, template_hash=template)
 
     @rule(data=st.data())
     def a_pod_dies_or_goes(self, data: st.DataObject) -> None:
@@ -198,7 +208,8 @@ class RolloutMachine(RuleBasedStateMachine):
             requests=self.asked,
             problem=problem,
             router_taken_by=taken_by,
-            candidate=CANDIDATE if pending and problem is None else None,
+            candidate=self.candidate() if pending and problem is None else None,
+            target=None if pending else self.target,
             baseline_pods=(PodView("llama-1", True, True, "b1"),),
             canary_pods=pods,
             proofs=tuple(
@@ -222,6 +233,11 @@ class RolloutMachine(RuleBasedStateMachine):
             if again.settled:
                 assert decide(plan, again, seen, self.now + timedelta(seconds=90)).status == again
         self.status = after
+
+    def candidate(self) -> Candidate:
+        hash_, replicas = self.target.template_hash, max(1, self.target.replicas)
+        changes = {"template_hash": hash_, "replicas": replicas}
+        return replace(CANDIDATE, baseline=CANDIDATE.baseline.model_copy(update=changes))
 
     # What holds always.
 
@@ -273,6 +289,7 @@ def check(plan: Plan, before: Status, after: Status, seen: Observation, now: dat
     _silence_decides_nothing(before, after, seen)
     _the_way_back_is_always_open(before, after, seen)
     _traffic_leaves_before_pods(plan, before, after, seen, now)
+    _nothing_is_sent_to_nobody(before, after, seen)
 
 
 def _weights_rise_by_one_step_to_pods_that_are_proven(
@@ -347,6 +364,9 @@ def _the_way_back_is_always_open(before: Status, after: Status, seen: Observatio
         assert after.phase is Phase.ROLLING_BACK
     if before.phase in RUNNING and seen.spec_hash != before.spec_hash:
         assert after.phase is Phase.ROLLING_BACK
+    if before.phase in RUNNING and seen.target is not None and before.baseline is not None:
+        same = seen.target.template_hash == before.baseline.template_hash
+        assert same or after.phase is Phase.ROLLING_BACK
     if before.phase in (Phase.VERIFYING, Phase.PROGRESSING) and any(
         proof.verdict is Verdict.FAIL for proof in seen.proofs
     ):
@@ -371,6 +391,9 @@ def _traffic_leaves_before_pods(
         idle = seen.evidence is not None and seen.evidence.canary.active == 0
         never = before.step_started_at is None
         assert never or timed_out or (idle and waited >= DRAIN_AT_LEAST)
+    followed = seen.target is not None and after.baseline.replicas == seen.target.replicas
+    if before.phase in RUNNING and followed:
+        return
     if after.baseline.replicas < before.baseline.replicas:
         assert before.phase is Phase.PROMOTED
         assert before.weights.baseline == 0
@@ -378,6 +401,14 @@ def _traffic_leaves_before_pods(
         idle = seen.evidence is not None and seen.evidence.baseline.active == 0
         assert timed_out or idle
         assert not plan.keep_old_pool
+
+
+def _nothing_is_sent_to_nobody(before: Status, after: Status, seen: Observation) -> None:
+    if before.settled or before.weights.canary == 0:
+        return
+    proven = {p.pod for p in seen.proofs if p.verdict is Verdict.PASS}
+    if not any(pod.ready and pod.name in proven for pod in seen.canary_pods):
+        assert after.weights.canary == 0
 
 
 RolloutMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
