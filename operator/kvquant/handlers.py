@@ -157,7 +157,8 @@ def register(
                 pulled = reconciler.kill_switch(config.namespace)
                 if not loops.kill_is_known:  # else an event brought something newer meanwhile
                     loops.cluster_kill, loops.kill_is_known = pulled, True
-            return reconciler.reconcile(ref, loops.cluster_kill)
+            # A loop that is woken in mid-pass does not let somebody wait who pulls a kill switch.
+            return reconciler.reconcile(ref, loops.cluster_kill, loop.wake.is_set)
 
         try:
             while not stopped:

@@ -7,6 +7,7 @@ because the status is written last and everything before it repeats safely.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -21,6 +22,7 @@ from kvquant.core.plan import Plan
 from kvquant.core.turn import Announcement
 from kvquant.errors import Conflict, Refused, TemplateError
 from kvquant.observing import observe, requests
+from kvquant.patience import Questions, SomethingCameUp
 from kvquant.ports import Clock, Cluster, Metrics, Object, Traffic
 from kvquant.world import World, identity, kill_switch, read
 
@@ -65,16 +67,24 @@ class Reconciler:
     ) -> None:
         self._cluster = cluster
         self._metrics = metrics
+        self._questions = Questions(metrics)
         self._traffic = traffic
         self._clock = clock
         self._actor = actor
 
-    def reconcile(self, ref: Ref, cluster_kill: str | None = None) -> Result:
+    def reconcile(
+        self,
+        ref: Ref,
+        cluster_kill: str | None = None,
+        came_up: Callable[[], bool] | None = None,
+    ) -> Result:
         """Run one pass.
 
         Args:
             ref: The rollout.
             cluster_kill: Who pulled the cluster-wide kill switch, if it is pulled.
+            came_up: Tells whether there is something new to look at, for which a pass that waits
+                for Prometheus is given up; without it, passes wait to the end.
 
         Raises:
             ClusterError: The API server did not do what was asked; try again later.
@@ -86,7 +96,11 @@ class Reconciler:
             world = read(self._cluster, raw)
         except ValidationError as error:
             return self._unreadable(raw, error)
-        return self._pass(world, cluster_kill, deleting=False)
+        metrics = self._metrics if came_up is None else self._questions.until(came_up)
+        try:
+            return self._pass(world, metrics, cluster_kill, deleting=False)
+        except SomethingCameUp:
+            return Result(0)
 
     def finalize(self, ref: Ref) -> Result:
         """Run one pass of the end of a deleted rollout; `done` when it may vanish.
@@ -116,7 +130,7 @@ class Reconciler:
                 return Result(0)
             return Result(0, done=True)
         if world.rollout.status.phase not in (Phase.PENDING, Phase.PROMOTED, Phase.ROLLED_BACK):
-            return self._pass(world, None, deleting=True)
+            return self._pass(world, self._metrics, None, deleting=True)
         try:
             if world.rollout.status.phase is Phase.PROMOTED:
                 self._actor.hand_over(world)
@@ -140,7 +154,9 @@ class Reconciler:
         """
         return kill_switch(self._cluster.get("ConfigMap", namespace, names.KILL_SWITCH_CONFIGMAP))
 
-    def _pass(self, world: World, cluster_kill: str | None, *, deleting: bool) -> Result:
+    def _pass(
+        self, world: World, metrics: Metrics, cluster_kill: str | None, *, deleting: bool
+    ) -> Result:
         rollout = world.rollout
         problem = None
         try:
@@ -155,7 +171,7 @@ class Reconciler:
             problem = Problem(reason, str(error))
         now = self._clock()
         asked = requests(world, cluster_kill, deleting=deleting)
-        seen = observe(world, asked, self._cluster, self._metrics, self._traffic, now, problem)
+        seen = observe(world, asked, self._cluster, metrics, self._traffic, now, problem)
         decision = decide(Plan.of(rollout.spec), rollout.status, seen, now)
         if decision.status != rollout.status:
             document = rollout.model_copy(update={"status": decision.status}).status_document()

@@ -39,11 +39,18 @@ class FakeReconciler:
     switch: list[str | Exception | None] = field(default_factory=list)
     calls: list[tuple[str, str | None]] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
+    came_up: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def reconcile(self, ref: Ref, cluster_kill: str | None = None) -> Result:
+    def reconcile(
+        self,
+        ref: Ref,
+        cluster_kill: str | None = None,
+        came_up: Callable[[], bool] | None = None,
+    ) -> Result:
+        self.came_up = came_up
         self.gate.wait(SOON)
         self.calls.append(("reconcile", cluster_kill))
         result: Result = _next(self.results, Result(3600))
@@ -282,6 +289,21 @@ async def test_an_event_in_the_middle_of_a_pass_is_not_lost(wiring: Wiring) -> N
     async with wiring.running():
         await until(lambda: wiring.reconciler.calls, "the pass has begun")
         await wiring.rollout_event(generation=2)
+        wiring.reconciler.gate.set()
+        await until(lambda: len(wiring.reconciler.passes) == 2, "another pass follows")
+
+
+async def test_a_pass_is_told_when_something_comes_up_that_it_should_not_wait_through(
+    wiring: Wiring,
+) -> None:
+    wiring.reconciler.gate.clear()
+    async with wiring.running():
+        await until(lambda: wiring.reconciler.came_up, "the pass has begun")
+        came_up = wiring.reconciler.came_up
+        assert came_up is not None
+        assert not came_up()
+        await wiring.rollout_event(killed="by Ada")
+        assert came_up()
         wiring.reconciler.gate.set()
         await until(lambda: len(wiring.reconciler.passes) == 2, "another pass follows")
 
