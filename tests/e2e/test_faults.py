@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 
 import pytest
@@ -181,7 +182,12 @@ def test_edits_by_hand_are_undone_and_the_kill_switch_of_the_cluster_works(stage
         },
         "data": {"killed": "true", "by": "the-test", "reason": "a drill"},
     }
+    # A Prometheus that takes questions and does not answer must keep nobody from it.
+    stage.signal_prometheus(signal.SIGSTOP)
     try:
+        # A pass comes every two seconds. After three, one waits for Prometheus.
+        since = time.monotonic()
+        stage.until("fp8", lambda _: time.monotonic() > since + 3, 10, "three seconds should pass")
         stage.cluster.apply(switch)
         killed = stage.until("fp8", lambda s: s.weights.canary == 0, 5, "the kill should act")
         obeyed = time.time() + 1
@@ -193,6 +199,7 @@ def test_edits_by_hand_are_undone_and_the_kill_switch_of_the_cluster_works(stage
         )
         lifted = time.time()
     finally:
+        stage.signal_prometheus(signal.SIGCONT)
         stage.port.delete("ConfigMap", product.NAMESPACE, names.KILL_SWITCH_CONFIGMAP)
     assert holds(killed, "Killed")
     assert "a drill" in next(d.message for d in killed.decisions if d.kind is DecisionKind.KILL)
