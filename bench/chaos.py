@@ -29,7 +29,10 @@ LADDER = [0, 20, 50, 100]
 LOST_BEFORE, LOST_AFTER = 15.0, 10.0
 """Seconds around the kill of a router in which requests may be lost: those that it was serving, and
 those sent to its address until the node has taken it out of the Service."""
-ENDS_WITHIN = 420.0
+ENDS_WITHIN = 600.0
+PAUSE = (3.0, 25.0)
+"""Seconds between two kills, at least and at most. Anything needs some seconds to come back, and a
+rollout moves only while operator, routers and Prometheus are all there."""
 
 
 @dataclass(slots=True)
@@ -96,7 +99,7 @@ def _life(stage: Stage, good: bool, chance: random.Random, toll: Toll, most: int
     begun = time.monotonic()
     status = stage.status(name)
     while not status.settled and time.monotonic() < begun + ENDS_WITHIN:
-        moment = time.monotonic() + chance.uniform(1, 10)
+        moment = time.monotonic() + chance.uniform(*PAUSE)
 
         def due(status: Status, moment: float = moment) -> bool:
             return status.settled or time.monotonic() >= moment
@@ -137,8 +140,10 @@ def _judge(stage: Stage, status: Status, good: bool, outcomes: list[Outcome], to
         toll.wrong.append(f"{where}: {len(early)} requests of the canary before its first step")
 
 
-def _play(cluster: Cluster, connection: Connection, kills: int, seconds: float, seed: int) -> Toll:
-    toll, chance = Toll(), random.Random(seed)
+def _play(
+    cluster: Cluster, connection: Connection, toll: Toll, kills: int, seconds: float, seed: int
+) -> None:
+    chance = random.Random(seed)
     begun, number = time.monotonic(), 0
     while toll.kills.total() < kills and time.monotonic() < begun + seconds:
         stage = Stage(cluster, connection, f"chaos-{number}")
@@ -150,7 +155,6 @@ def _play(cluster: Cluster, connection: Connection, kills: int, seconds: float, 
             stage.close()
         number += 1
         click.echo(f"  {number} rollouts, {toll.kills.total()} of {kills} kills ...", err=True)
-    return toll
 
 
 @click.command(help=__doc__)
@@ -161,9 +165,11 @@ def _play(cluster: Cluster, connection: Connection, kills: int, seconds: float, 
 def main(kills: int, seconds: float, seed: int, name: str) -> None:
     """Kill; exit 1 when a promise was broken."""
     cluster = product.start(name)
-    connection = Connection.from_kubeconfig(str(cluster.kubeconfig))
+    connection, toll = Connection.from_kubeconfig(str(cluster.kubeconfig)), Toll()
     try:
-        toll = _play(cluster, connection, kills, seconds, seed)
+        _play(cluster, connection, toll, kills, seconds, seed)
+    except KeyboardInterrupt:
+        click.echo("interrupted: the rollout on its way does not count", err=True)
     finally:
         connection.close()
         cluster.down()
