@@ -35,8 +35,9 @@ async def test_the_split_follows_the_weights(service: XdsServer, stage: Stage) -
         await eventually(lambda: follows(service), 5, "the router should acknowledge")
         answers = await envoy.split(1000)
         assert set(answers) <= {"blue-0", "green-0"}
-        # Four standard deviations of a binomial with n = 1000, at most 63.
-        assert abs(answers["blue-0"] - 10 * blue) <= (0 if blue in (0, 100) else 63)
+        # Five standard deviations of a binomial with n = 1000, at most 79: four leave too many
+        # chances to a suite that runs often.
+        assert abs(answers["blue-0"] - 10 * blue) <= (0 if blue in (0, 100) else 79)
 
 
 async def test_every_pod_of_a_router_follows(driven: XdsServer, stage: Stage) -> None:
