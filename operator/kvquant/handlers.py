@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,9 @@ from kvquant.reconciler import Reconciler, Ref, Result
 from kvquant.world import kill_switch
 
 logger = logging.getLogger(__name__)
+
+PASSES_AT_ONCE = 64
+"""Passes that may wait for a server at the same time; each is a thread, made when it is needed."""
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 2.0, 60.0
 """Seconds between passes that fail: the first wait, doubled up to the longest."""
@@ -92,6 +96,11 @@ def register(
     @kopf.on.startup(registry=registry)
     async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         loops.event_loop = asyncio.get_running_loop()
+        # By default there are as many threads as cores and four more: a few rollouts whose pass waits
+        # for a server that hangs would keep everybody else's kill switch from being seen.
+        loops.event_loop.set_default_executor(
+            ThreadPoolExecutor(PASSES_AT_ONCE, thread_name_prefix="pass")
+        )
         settings.persistence.finalizer = names.FINALIZER
         settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
         settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP)

@@ -372,6 +372,15 @@ async def test_decisions_become_events_and_metrics(wiring: Wiring) -> None:
     assert left == [], "no series outlives its rollout"
 
 
+async def test_passes_that_wait_do_not_keep_others_from_theirs(wiring: Wiring) -> None:
+    await wiring.handler("configure")(settings=kopf.OperatorSettings())
+    # It opens only when that many have come, as no default number of threads on a small node would.
+    together = threading.Barrier(handlers.PASSES_AT_ONCE, timeout=10)
+    await asyncio.gather(
+        *(asyncio.to_thread(together.wait) for _ in range(handlers.PASSES_AT_ONCE))
+    )
+
+
 async def test_kopf_is_set_up_to_watch_little_and_to_write_nothing(wiring: Wiring) -> None:
     settings = kopf.OperatorSettings()
     await wiring.handler("configure")(settings=settings)

@@ -126,15 +126,6 @@ class Stage:
             raise AssertionError(f"{error}\n{_told(last)}") from None
         return seen[0]
 
-    def until_phase(self, name: str, phase: Phase, timeout: float = 150) -> Status:
-        """Wait for a phase; an end in another one fails at once, with the decisions."""
-
-        def there(status: Status) -> bool:
-            assert status.phase is phase or not status.settled, _told(status)
-            return status.phase is phase
-
-        return self.until(name, there, timeout, f"{name} should become {phase.value}")
-
     def until_settled(self, name: str, phase: Phase, timeout: float = 150) -> Status:
         """Wait until a rollout has ended for good, in the phase that is expected."""
         status = self.until(name, lambda s: s.settled, timeout, f"{name} should end")
