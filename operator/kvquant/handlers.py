@@ -96,8 +96,8 @@ def register(
     @kopf.on.startup(registry=registry)
     async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         loops.event_loop = asyncio.get_running_loop()
-        # By default there are as many threads as cores and four more: a few rollouts whose pass waits
-        # for a server that hangs would keep everybody else's kill switch from being seen.
+        # By default there are four threads more than cores: a few rollouts whose pass waits for a
+        # server that hangs would keep everybody else's kill switch from being seen.
         loops.event_loop.set_default_executor(
             ThreadPoolExecutor(PASSES_AT_ONCE, thread_name_prefix="pass")
         )
