@@ -43,7 +43,8 @@ def load_or_make(cluster: Cluster, namespace: str, host: str) -> ServerIdentity:
         {
             "apiVersion": "v1",
             "kind": "Secret",
-            "type": "kubernetes.io/tls",
+            # A Secret's type cannot be changed, and one that somebody else has made will do.
+            "type": (secret or {}).get("type", "kubernetes.io/tls"),
             "metadata": {"name": SECRET, "namespace": namespace},
             "data": {
                 "ca.crt": base64.b64encode(identity.ca).decode(),

@@ -251,6 +251,8 @@ class FakeCluster:
             selector = live.get("spec", {}).get("selector")
             if obj.get("spec", {}).get("selector") != selector:
                 raise Refused(f'{kind} "{name}" is invalid: spec.selector: field is immutable')
+        if kind == "Secret" and live is not None and live.get("type") != obj.get("type"):
+            raise Refused(f'{kind} "{name}" is invalid: type: field is immutable')
         metadata = obj["metadata"]
         if live is None:
             metadata.setdefault("uid", str(uuid.UUID(int=next(self._versions))))

@@ -31,6 +31,7 @@ def secret(identity: ServerIdentity, **changes: str | None) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
+        "type": "kubernetes.io/tls",
         "metadata": {"name": SECRET, "namespace": NAMESPACE},
         "data": data,
     }
@@ -61,8 +62,17 @@ def test_what_is_kept_is_used_again_after_a_restart() -> None:
         secret(make_identity([HOST]), tls_crt="bm90IFBFTQ=="),
         secret(make_identity([HOST]), tls_crt="%%%"),
         secret(make_identity([HOST]), ca_crt=None),
+        {**secret(make_identity([HOST]), tls_key=None), "type": "Opaque"},
     ],
-    ids=["another host", "ended", "ends soon", "no certificate", "no base64", "a part is missing"],
+    ids=[
+        "another host",
+        "ended",
+        "ends soon",
+        "no certificate",
+        "no base64",
+        "a part is missing",
+        "of another type",
+    ],
 )
 def test_what_is_of_no_use_is_replaced(kept: Object, tmp_path: Path) -> None:
     cluster = FakeCluster()
