@@ -392,9 +392,9 @@ def _traffic_leaves_before_pods(
         never = before.step_started_at is None
         assert never or timed_out or (idle and waited >= DRAIN_AT_LEAST)
     followed = seen.target is not None and after.baseline.replicas == seen.target.replicas
-    # What the owner did is only written down. A kill switch in the rollback window goes back to
-    # verifying in the same turn, from where the target is followed again.
-    if followed and (before.phase in RUNNING or (after.killed and after.phase in RUNNING)):
+    # What the owner did is only written down. A kill switch that is pulled in the rollback window
+    # goes back to verifying first, where the target is followed again, whatever comes of it.
+    if followed and (before.phase in RUNNING or (after.killed and not before.killed)):
         return
     if after.baseline.replicas < before.baseline.replicas:
         assert before.phase is Phase.PROMOTED
