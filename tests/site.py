@@ -394,3 +394,9 @@ def _is_ready(pod: Object) -> bool:
 
 def _text(instant: datetime) -> str:
     return instant.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def held(status: Status) -> str | None:
+    """Return why the rollout waits, if it does."""
+    condition = status.condition("Held")
+    return condition.reason if condition is not None and condition.status == "True" else None

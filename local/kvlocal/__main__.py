@@ -90,7 +90,7 @@ def build(without_images: bool) -> None:
     binaries.control_plane()
     if not without_images:
         debian.ensure_node_tools()
-        for image in (*images.system_images(), *(images.build(i) for i in images.PRODUCT)):
+        for image in images.everything():
             click.echo(f"  ready: {image.reference}")
 
 

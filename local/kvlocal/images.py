@@ -86,6 +86,15 @@ def build(name: str) -> Image:
     )
 
 
+def everything() -> list[Image]:
+    """Build every image that a cluster with the product in it needs.
+
+    Raises:
+        LocalError: One cannot be built.
+    """
+    return [*system_images(), *(build(name) for name in PRODUCT)]
+
+
 def system_images() -> list[Image]:
     """Build what the cluster itself runs on: pause, CoreDNS and Prometheus.
 

@@ -19,7 +19,7 @@ def start(name: str) -> Cluster:
     """
     cluster = Cluster(name)
     # Everything that can fail slowly is built before anything runs.
-    built = [*images.system_images(), *(images.build(image) for image in images.PRODUCT)]
+    built = images.everything()
     cluster.down()
     with progress(f"starting a one-node Kubernetes named {name}"):
         cluster.up()

@@ -25,17 +25,6 @@ from kvquant.errors import MetricsError, TemplateError
 from kvquant.ports import Cluster, Metrics, RouterKey, Traffic
 from kvquant.world import ENGINE_CONTAINER, World, annotations_of, pod_view
 
-MEASURED = frozenset(
-    {
-        Phase.PROVISIONING,
-        Phase.VERIFYING,
-        Phase.PROGRESSING,
-        Phase.PROMOTED,
-        Phase.ROLLING_BACK,
-    }
-)
-"""Phases in which the arms' metrics matter."""
-
 
 def requests(world: World, cluster_kill: str | None, *, deleting: bool) -> Requests:
     """Return what people have asked of the rollout. Deleting it asks for an abort first."""
@@ -117,7 +106,7 @@ def observe(
         return seen
     try:
         seen = replace(seen, proofs=_proofs(world, seen, metrics, now))
-        if status.phase in MEASURED and not status.settled:
+        if not status.settled:
             need = _need(world)
             evidence = metrics.evidence([need], now).get(need.key)
             seen = replace(seen, evidence=evidence)

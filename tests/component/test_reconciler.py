@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from kvquant.api import names
-from kvquant.api.v1alpha1 import Phase, Status
+from kvquant.api.v1alpha1 import Phase
 from kvquant.ports import Object, RouterKey
 from tests.site import (
     NAMESPACE,
     Harm,
     Site,
     engine_pool,
+    held,
     never_skips,
     rollout,
     steps_taken,
@@ -27,12 +28,6 @@ def site() -> Site:
     it = Site()
     it.deploy()
     return it
-
-
-def held(status: Status) -> str | None:
-    """Return why the rollout waits, if it does."""
-    condition = status.condition("Held")
-    return condition.reason if condition is not None and condition.status == "True" else None
 
 
 # Unhappy paths.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kvquant.api import names
-from kvquant.api.v1alpha1 import Phase, Status
+from kvquant.api.v1alpha1 import Phase
 from kvquant.ports import Object, RouterKey
-from tests.site import NAMESPACE, Site, rollout
+from tests.site import NAMESPACE, Site, held, rollout
 
 ROUTER = RouterKey(NAMESPACE, "llama-router")
 
@@ -17,11 +17,6 @@ def site() -> Site:
     it = Site()
     it.deploy()
     return it
-
-
-def held(status: Status) -> str | None:
-    condition = status.condition("Held")
-    return condition.reason if condition is not None and condition.status == "True" else None
 
 
 def other_router(name: str, target: str) -> Object:

@@ -67,8 +67,7 @@ def slot_is_empty(turn: Turn) -> bool:
     Names linger in DNS for a while after a pool has left. Only an empty slot shows later that the
     pods which appear in it are the canary's own.
     """
-    evidence = turn.seen.evidence
-    known = evidence.canary.healthy if evidence is not None else None
+    known = _pods_known_to_routers(turn)
     if known == 0:
         return True
     if known is None:
@@ -88,8 +87,7 @@ def _routers_know(turn: Turn, wanted: int) -> bool:
     A pod that serves has yet to get around by DNS and to pass the routers' own health checks.
     Weight before that would be answered with 503.
     """
-    evidence = turn.seen.evidence
-    known = evidence.canary.healthy if evidence is not None else None
+    known = _pods_known_to_routers(turn)
     if known is not None and known >= wanted:
         return True
     if known is None:
@@ -100,6 +98,12 @@ def _routers_know(turn: Turn, wanted: int) -> bool:
             f"Router {turn.status.router} finds {known:g} of {wanted} canary pods healthy so far.",
         )
     return False
+
+
+def _pods_known_to_routers(turn: Turn) -> float | None:
+    """Return the pods in the canary's slot that every router finds healthy, if anybody knows."""
+    evidence = turn.seen.evidence
+    return evidence.canary.healthy if evidence is not None else None
 
 
 def _hold_without_metrics(turn: Turn, question: str) -> None:
