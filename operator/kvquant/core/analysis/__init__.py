@@ -1,12 +1,28 @@
-"""From the arms' measurements to a verdict. Pure; `judge` is the one entry.
+"""From the arms' measurements to a verdict. Pure: no Kubernetes, no Prometheus, no clock.
 
-Read `judge` for the rules, `signals` for what each signal measures, `intervals` for the formulas.
+`Analysis` is the one entry. Read `engine` for the rules, `signals` for what each signal measures,
+`sequential` for the formulas, `batches` and `counting` for how counts become evidence.
 """
 
 from __future__ import annotations
 
 from kvquant.api.v1alpha1 import AnalysisReport
+from kvquant.core.analysis.engine import Analysis
 from kvquant.core.analysis.judge import Replicas, judge, traffic_arrived
-from kvquant.core.analysis.signals import Restarts
+from kvquant.core.analysis.report import Evidence, Load, Report
+from kvquant.core.analysis.settings import CustomSignal, Settings
+from kvquant.core.analysis.signals_v1 import Restarts
 
-__all__ = ["AnalysisReport", "Replicas", "Restarts", "judge", "traffic_arrived"]
+__all__ = [
+    "Analysis",
+    "AnalysisReport",
+    "CustomSignal",
+    "Evidence",
+    "Load",
+    "Replicas",
+    "Report",
+    "Restarts",
+    "Settings",
+    "judge",
+    "traffic_arrived",
+]

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from kvquant.api.v1alpha1 import AnalysisReport, AnalysisSettings, SignalReport, Verdict
-from kvquant.core.analysis import arms, signals
-from kvquant.core.analysis.signals import QUANTILE, Restarts
+from kvquant.core.analysis import arms
+from kvquant.core.analysis import signals_v1 as signals
+from kvquant.core.analysis.signals_v1 import QUANTILE, Restarts
 from kvquant.core.evidence import ArmSample, Evidence, worst
 
 ENOUGH_TO_MISS = 30

@@ -1,271 +1,427 @@
-"""The three signals. Each compares the canary with the baseline over the same evidence.
+"""The signals: what each compares, over which batches, and how its harm is put as one number.
 
-One rule for all of them:
-
-- FAIL when the harm beyond the tolerance is clear of sampling noise, however few requests that
-  took (but at least `FEWEST`);
-- PASS when both arms have their minimum of requests and the measured harm is within tolerance;
-- INCONCLUSIVE otherwise, with what is missing. No data is neither a pass nor a failure.
+Every signal is turned into *harm beyond its tolerance*: below zero the canary is within it, above
+zero beyond. A FAIL needs its lower bound above zero, a PASS its upper bound near or below it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from kvquant.api.v1alpha1 import AnalysisSettings, SignalReport, SignalSettings, Verdict
-from kvquant.core.analysis.arms import count, latency, requests
-from kvquant.core.analysis.intervals import Estimate, least_excess, rate, share
-from kvquant.core.evidence import Evidence
+import numpy as np
 
-FEWEST = 10
-"""Canary requests below which nothing fails: fewer are an anecdote."""
+from kvquant.core.analysis.batches import BASELINE, CANARY, Batch, Ledger, stack
+from kvquant.core.analysis.sequential import Array, Estimate, Prior, estimate
 
-QUANTILE = 0.99
+RELAXED = 1.2
+"""A pass may be wrong by a fifth of the tolerance: being sure of less would take for ever, since
+a canary that is exactly at its tolerance never shows to be within it."""
 
-# Measured in simulations fitted to recordings of real engines, the variance of a share of slow
-# requests is one to two times the binomial one at medium load and ten to twenty times at
-# saturation, because queues make neighbours alike. Four lies between; failures are less contagious.
-LATENCY_DESIGN_EFFECT = 4.0
-PAGE_FAULT_DESIGN_EFFECT = 4.0
-FAILURE_DESIGN_EFFECT = 2.0
+POOLING = 0.15
+"""Slow-down of one pod against very many at the same load per pod, because one pod balances its
+load less well: 7 to 15 % were measured for 1 against 7, 2 to 6 % for 2 against 6."""
+
+# Of shares at the router: at medium load the variance is one to two times the binomial one, while
+# nothing queues; bursts and long prompts make it more.
+SHARES = Prior(inflation=3.0, batches=20.0, floor=1.0)
+# Failures and preemptions come in clusters.
+EVENTS = Prior(inflation=6.0, batches=20.0, floor=2.0)
+# Logarithms of ratios of means; `SCATTER` is the deviation of one request's.
+RATIOS = Prior(inflation=1.0, batches=8.0, floor=0.05)
+SCATTER = 0.5
+
+DELIVERED = 0.92
+"""Share of what comes that a queueing canary must deliver: two equal engines differed by less."""
+
+RARE = 0.05
+"""Shares below this have skewed counts: their variance is taken where it is largest."""
 
 
 @dataclass(frozen=True, slots=True)
-class Restarts:
-    """Engine restarts of any exit code per arm since the step began, from the API server."""
-
-    baseline: int
-    canary: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    """One signal's two estimates, with the words to tell of them.
+class Harm:
+    """One signal's harm beyond its tolerance over some batches.
 
     Attributes:
-        name: Name of the signal.
-        baseline: The baseline's share or rate, as a fraction of one.
+        estimate: Harm beyond the tolerance, for a verdict of FAIL.
+        relaxed: Harm beyond the relaxed tolerance, for a verdict of PASS.
+        baseline: The baseline's value, in the signal's unit.
         canary: The canary's.
-        baseline_requests: Requests behind the baseline's.
-        canary_requests: Requests behind the canary's.
-        tolerance_percent: Excess that is allowed, in points or events per 100 requests.
-        wanted: Requests that each arm needs for a pass.
-        unit: Unit of the numbers, such as ` %` for shares.
-        what: What they are numbers of, such as `of requests failed`.
+        edge: For shares of slow requests, the baseline's quantile in seconds; else NaN.
+        requests: Canary requests behind it.
     """
 
-    name: str
-    baseline: Estimate
-    canary: Estimate
-    baseline_requests: float
-    canary_requests: float
-    tolerance_percent: int
-    wanted: int
-    unit: str
-    what: str
+    estimate: Estimate
+    relaxed: Estimate
+    baseline: float
+    canary: float
+    edge: float = math.nan
+    requests: float = 0.0
 
 
-def page_faults(settings: AnalysisSettings, evidence: Evidence) -> SignalReport:
-    """Compare the preemptions per finished request, as the engines count them.
+def usable(batches: Sequence[Batch]) -> list[Batch]:
+    """Return the batches that are evidence of anything but deaths."""
+    return [b for b in batches if b.warm and b.whole and b.calm and 0 < b.weight and b.step > 0]
 
-    A rate, no share: a request can be preempted more than once.
+
+def clear(batches: Sequence[Batch], threshold: float) -> list[Batch]:
+    """Return the batches in which neither arm queues: there end-to-end latency is the engine's."""
+    return [b for b in batches if not any(queues(b, arm, threshold) for arm in (0, 1))]
+
+
+def queues(batch: Batch, arm: int, threshold: float) -> bool:
+    """Tell whether an arm has a backlog: a tenth of its requests wait, and one a pod at least."""
+    side = batch.sides[arm]
+    waiting = side.queued * side.running / max(1e-9, 1 - side.queued) if side.queued < 1 else 1e9
+    return side.queued >= threshold and waiting >= max(1.0, side.replicas)
+
+
+def slower(
+    ledger: Ledger,
+    batches: Sequence[Batch],
+    histogram: str,
+    quantile: float,
+    factor: float,
+    *,
+    by_age: bool,
+    history: Sequence[Batch] = (),
+) -> Harm | None:
+    """Compare the share of requests slower than the baseline's quantile.
+
+    The canary may be slower by the factor: its share beyond `factor` times the quantile is held
+    against the baseline's beyond the quantile itself. Interpolating within buckets cannot make
+    equal arms unequal, as both are read off the same curve, which falls.
+
+    Args:
+        ledger: Where the batches are from.
+        batches: Over which to compare.
+        histogram: Name of the histogram.
+        quantile: Quantile of the baseline.
+        factor: Tolerated slow-down, at least 1.
+        by_age: Count requests in flight by their age, those that clients gave up as slow.
+        history: Batches of the baseline to compare with instead, when it has other load now.
     """
-    name = "pageFaults"
-    events = count(evidence.baseline.preemptions), count(evidence.canary.preemptions)
-    finished = count(evidence.baseline.finished), count(evidence.canary.finished)
-    missing = _missing(
-        name,
-        "preemptions and finished requests, which the engines count",
-        None if events[0] is None else finished[0],
-        None if events[1] is None else finished[1],
-        wanted := _wanted(settings, settings.page_faults),
-    )
-    if missing is not None:
-        return missing
-    assert events[0] is not None and events[1] is not None  # noqa: S101 - nothing is missing
-    assert finished[0] is not None and finished[1] is not None  # noqa: S101
-    return _judge(
-        _Comparison(
-            name,
-            rate(events[0], finished[0], PAGE_FAULT_DESIGN_EFFECT),
-            rate(events[1], finished[1], PAGE_FAULT_DESIGN_EFFECT),
-            finished[0],
-            finished[1],
-            settings.page_faults.tolerance_percent,
-            wanted,
-            "",
-            "preemptions per 100 requests",
-        )
-    )
-
-
-def deaths(settings: AnalysisSettings, restarts: Restarts) -> SignalReport | None:
-    """Return a failure when the canary's engines died more often than allowed, else None.
-
-    This half of the signal oomRetries needs no Prometheus: Kubernetes counts the restarts.
-    """
-    allowed = restarts.baseline + settings.oom_retries.max_restarts
-    if restarts.canary <= allowed:
+    source = "router.latency" if histogram == "latency" else f"engine.{histogram}"
+    bounds = ledger.bounds.get(source)
+    if bounds is None:
         return None
-    return SignalReport(
-        name="oomRetries",
-        verdict=Verdict.FAIL,
-        baseline=f"{restarts.baseline} engine restarts",
-        canary=f"{restarts.canary} engine restarts",
-        tolerance=f"{allowed} engine restarts",
-        message=(
-            f"oomRetries: engine restarts in this step: canary {restarts.canary}, baseline "
-            f"{restarts.baseline}; {settings.oom_retries.max_restarts} more are tolerated. Any "
-            "exit code counts."
-        ),
+    told = [
+        [b for b in source if _told(b, arm, histogram)]
+        for arm, source in ((BASELINE, history or batches), (CANARY, batches))
+    ]
+    if not history:
+        # Concurrent arms are compared batch by batch, so that both must tell.
+        told = [[b for b in told[CANARY] if _told(b, BASELINE, histogram)]] * 2
+    both = (told[BASELINE], told[CANARY])
+    if not both[BASELINE] or not both[CANARY]:
+        return None
+    # The first bucket begins at zero; the last has no end, and nothing can be asked beyond it.
+    edges = np.array((0.0, *bounds[:-1]))
+    counts = [np.stack([b.sides[arm].bins[histogram] for b in both[arm]]) for arm in (0, 1)]
+    lost = [_lost(both[arm], arm) if by_age else np.zeros(len(both[arm])) for arm in (0, 1)]
+    edge = _quantile(edges, counts[BASELINE].sum(axis=0), float(lost[BASELINE].sum()), quantile)
+    if edge is None or edge * (1 + RELAXED * (factor - 1)) > bounds[-2]:
+        return None
+
+    def beyond(arm: int, bound: float) -> tuple[Array, Array]:
+        fast = _at_or_below(edges, counts[arm], bound)
+        slow = counts[arm][:, -2] - fast + lost[arm]
+        if by_age:
+            slow = slow + _grown_old(ledger, arm, both[arm], bound)
+        slow = np.maximum(slow, 0.0)
+        return slow, fast + slow
+
+    base = beyond(BASELINE, edge)
+    ours = beyond(CANARY, edge * factor)
+    easier = beyond(CANARY, edge * (1 + RELAXED * (factor - 1)))
+    difference = _from_history if history else _difference
+    harm = difference(*ours, *base, 0.0, SHARES)
+    relaxed = difference(*easier, *base, 0.0, SHARES)
+    if harm is None or relaxed is None:
+        return None
+    return Harm(
+        harm,
+        relaxed,
+        float(base[0].sum() / base[1].sum()),
+        float(ours[0].sum() / ours[1].sum()),
+        edge,
+        float(ours[1].sum()),
     )
 
 
-def oom_retries(settings: AnalysisSettings, evidence: Evidence) -> SignalReport:
-    """Compare the share of requests that failed at the router: 5xx, timed out or broken off."""
-    name = "oomRetries"
-    baseline, canary = requests(evidence.baseline), requests(evidence.canary)
-    missing = _missing(
-        name,
-        "requests, which the router counts",
-        baseline.attempted if baseline else None,
-        canary.attempted if canary else None,
-        wanted := _wanted(settings, settings.oom_retries),
-    )
-    if missing is not None:
-        return missing
-    assert baseline is not None and canary is not None  # noqa: S101 - nothing is missing
-    return _judge(
-        _Comparison(
-            name,
-            share(baseline.failed, baseline.attempted, FAILURE_DESIGN_EFFECT),
-            share(canary.failed, canary.attempted, FAILURE_DESIGN_EFFECT),
-            baseline.attempted,
-            canary.attempted,
-            settings.oom_retries.tolerance_percent,
-            wanted,
-            " %",
-            "of requests failed (5xx, timed out or broken off)",
-        )
-    )
+def quantile_of(
+    ledger: Ledger, batches: Sequence[Batch], arm: int, quantile: float
+) -> float | None:
+    """Return an arm's latency quantile in seconds, for people; None when it is beyond the bounds."""
+    bounds = ledger.bounds.get("router.latency")
+    told = [b for b in batches if _told(b, arm, "latency")]
+    if bounds is None or not told:
+        return None
+    edges = np.array((0.0, *bounds[:-1]))
+    counts = np.sum([b.sides[arm].bins["latency"] for b in told], axis=0)
+    lost = sum(_finite(b.sides[arm].unanswered) for b in told)
+    return _quantile(edges, counts, lost, quantile)
 
 
-def p99(settings: AnalysisSettings, evidence: Evidence) -> SignalReport:
-    """Compare the share of requests slower than the baseline's own p99.
+def _lost(batches: Sequence[Batch], arm: int) -> Array:
+    """Return the requests that never got an answer, or whose clients gave up waiting for one."""
+    sides = [b.sides[arm] for b in batches]
+    return np.array([_finite(side.unanswered) + side.vanished for side in sides])
 
-    The p99 is taken at the end of its histogram bucket, where both arms' shares are exact counts.
-    That it comes from the same data as the baseline's share is covered by that share's upper
-    limit: for identical arms, the chance that the canary's true share beyond the slowest of n
-    baseline requests exceeds u is (1 - u)^n, far below the limit's own error.
+
+def _told(batch: Batch, arm: int, histogram: str) -> bool:
+    bins = batch.sides[arm].bins.get(histogram)
+    return bins is not None and math.isfinite(float(bins[-2]))
+
+
+def _quantile(edges: Array, counts: Array, lost: float, quantile: float) -> float | None:
+    total = float(counts[-2]) + lost
+    if total <= 0:
+        return None
+    below = np.concatenate(([0.0], counts[:-2]))
+    if quantile * total >= below[-1]:
+        return None
+    return float(np.interp(quantile * total, below, edges))
+
+
+def _at_or_below(edges: Array, counts: Array, bound: float) -> Array:
+    """Return how many of each batch took at most so long, interpolated within the bucket."""
+    j = int(np.searchsorted(edges, bound, side="left"))
+    if j >= len(edges):
+        return counts[:, len(edges) - 2]
+    upper = counts[:, j - 1]
+    lower = counts[:, j - 2] if j >= 2 else np.zeros(len(counts))
+    share = (bound - edges[j - 1]) / (edges[j] - edges[j - 1])
+    result: Array = lower + share * (upper - lower)
+    return result
+
+
+def _grown_old(ledger: Ledger, arm: int, batches: Sequence[Batch], bound: float) -> Array:
+    """Return by how many the requests in flight for longer than a bound grew in each batch.
+
+    At most those that came within the bound can be younger than it, so that at least the rest of
+    those in flight is older. This never counts a request that is not.
     """
-    name = "p99"
-    baseline, canary = latency(evidence.baseline), latency(evidence.canary)
-    missing = _missing(
-        name,
-        "latencies, which the router measures",
-        baseline.total if baseline else None,
-        canary.total if canary else None,
-        wanted := _wanted(settings, settings.p99),
+    flow = ledger.flows[arm]
+    at, started, active = map(np.asarray, (flow.at, flow.started, flow.active))
+
+    def old(instants: Array) -> Array:
+        came = np.interp(instants, at, started) - np.interp(instants - bound, at, started)
+        in_flight = np.interp(instants, at, np.nan_to_num(active))
+        result: Array = np.maximum(0.0, in_flight - came)
+        return result
+
+    ends = stack(list(batches), lambda b: b.end)
+    begins = stack(list(batches), lambda b: b.begin)
+    return old(ends) - old(begins)
+
+
+def tokens_slower(
+    batches: Sequence[Batch], factor: float, history: Sequence[Batch] = ()
+) -> Harm | None:
+    """Compare the mean time between two tokens, batch by batch, as the logarithm of its ratio.
+
+    Args:
+        batches: Over which to compare.
+        factor: Tolerated slow-down, at least 1.
+        history: Batches of the baseline to compare with instead, when it has other load now.
+    """
+    past = [b.sides[BASELINE] for b in history if _told(b, BASELINE, "itl")]
+    rows = []
+    for b in batches:
+        base, canary = (side.bins.get("itl") for side in b.sides)
+        if past:
+            base = np.sum([side.bins["itl"] for side in past], axis=0)
+        if base is None or canary is None or len(base) != len(canary):
+            continue
+        if min(base[-2], canary[-2], base[-1], canary[-1]) <= 0:
+            continue
+        requests = [_finite(side.ended) or _finite(side.finished) for side in b.sides]
+        if past:
+            requests[BASELINE] = sum(_finite(side.ended) for side in past)
+        if min(requests) <= 0:
+            continue
+        rows.append((base[-1] / base[-2], canary[-1] / canary[-2], *requests))
+    if not rows:
+        return None
+    means_b, means_c, n_b, n_c = np.array(rows, dtype=np.float64).T
+    return _ratio(np.log(means_c / means_b), n_c, n_b, factor, means_b, means_c)
+
+
+def less_delivered(batches: Sequence[Batch], floor: float, threshold: float) -> Harm | None:
+    """Compare what the canary delivers while it queues with what it was asked and the baseline did.
+
+    A queueing engine works at its limit, so that what it delivers is what it can. It is worse only
+    when it delivers less than what comes *and* less than what a baseline pod delivers in the same
+    time; of two equal engines one may queue for long, but it delivers as much as the other.
+    Requests, prompt tokens and generated tokens are compared, and the best of them counts: they
+    differ by the luck of the draw.
+
+    Args:
+        batches: Usable batches; those in which the canary does not queue are passed over.
+        floor: Share of it that must be delivered.
+        threshold: Share of requests waiting from which on an arm queues.
+    """
+    values, weights, delivered = [], [], []
+    for b in batches:
+        base, canary = b.sides
+        if not queues(b, CANARY, threshold) or not canary.started > 0 or not base.ended > 0:
+            continue
+        pods_b, pods_c = max(1.0, base.replicas), max(1.0, canary.replicas)
+        asked = canary.started / pods_c
+        done = (canary.ended + 0.5) / pods_c
+        best = done / min(asked, base.ended / pods_b)
+        for attribute in ("tokens", "prompt_tokens"):
+            theirs, ours = getattr(base, attribute), getattr(canary, attribute)
+            if theirs > 0 and math.isfinite(ours):
+                # What came in tokens is not known; as a share of requests it is.
+                wanted = theirs / pods_b * min(1.0, asked / (base.ended / pods_b))
+                best = max(best, ours / pods_c / wanted)
+        values.append(-math.log(max(best, 1e-3)))
+        weights.append(canary.ended + canary.started)
+        delivered.append(best)
+    if not values:
+        return None
+    harm = np.array(values) + math.log(floor)
+    worth = np.array(weights) / 4  # a quotient of two counts, each of half as many requests
+    found = estimate(harm, worth, SCATTER * SCATTER, RATIOS)
+    relaxed = estimate(harm + math.log(0.95), worth, SCATTER * SCATTER, RATIOS)
+    if found is None or relaxed is None:
+        return None
+    mean = float(np.average(delivered, weights=worth))
+    return Harm(found, relaxed, 1.0, mean, requests=float(sum(weights)) / 2)
+
+
+def failures(batches: Sequence[Batch], tolerance: float, threshold: float) -> Harm | None:
+    """Compare the shares of failed requests; what a backlog lets time out is not counted twice."""
+
+    def bad(b: Batch, arm: int) -> float:
+        side = b.sides[arm]
+        if queues(b, arm, threshold):
+            return max(0.0, side.failed - _finite(side.unanswered))
+        return side.failed
+
+    return _shares(
+        stack(list(batches), lambda b: bad(b, CANARY)),
+        stack(list(batches), lambda b: b.sides[CANARY].ended),
+        stack(list(batches), lambda b: bad(b, BASELINE)),
+        stack(list(batches), lambda b: b.sides[BASELINE].ended),
+        tolerance,
     )
-    if missing is not None:
-        return missing
-    assert baseline is not None and canary is not None  # noqa: S101 - nothing is missing
-    edge = baseline.edge(QUANTILE)
-    slow = baseline.slower_than(edge), canary.slower_than(edge)
-    if slow[0] is None or slow[1] is None:
-        return _inconclusive(
-            name,
-            f"the arms' latencies were measured in different buckets ({edge:g} s is a bound of "
-            "only one): run the same router version in all router pods",
-        )
-    return _judge(
-        _Comparison(
-            name,
-            share(slow[0], baseline.total, LATENCY_DESIGN_EFFECT),
-            share(slow[1], canary.total, LATENCY_DESIGN_EFFECT),
-            baseline.total,
-            canary.total,
-            settings.p99.tolerance_percent,
-            wanted,
-            " %",
-            f"of requests took longer than {edge:g} s",
-        )
+
+
+def page_faults(batches: Sequence[Batch], tolerance: float) -> Harm | None:
+    """Compare preemptions per finished request with twice the baseline's.
+
+    Capped at one in two requests per batch, so that a single bad half minute is not everything.
+    """
+    cap = 0.5
+    finished = [np.array([b.sides[arm].finished for b in batches]) for arm in (0, 1)]
+    events = [np.array([b.sides[arm].preemptions for b in batches]) for arm in (0, 1)]
+    # A doubled baseline is what its own scatter looks like in a batch.
+    base = np.minimum(2 * np.minimum(events[0], cap * finished[0]), finished[0])
+    return _shares(
+        np.minimum(events[1], cap * finished[1]), finished[1], base, finished[0], tolerance
     )
 
 
-def error(name: str, why: str) -> SignalReport:
-    """Return the report of a signal that could not be measured at all."""
-    return SignalReport(name=name, verdict=Verdict.ERROR, message=f"{name}: {why}")
+def custom_share(
+    batches: Sequence[Batch], name: str, tolerance: float, *, higher_is_worse: bool
+) -> Harm | None:
+    """Compare a share of the user's."""
+    nothing = (math.nan, math.nan)
+
+    def read(part: str, arm: int) -> Array:
+        return stack(list(batches), lambda b: b.custom.get(f"custom.{name}.{part}", nothing)[arm])
+
+    base, canary = read("events", BASELINE), read("events", CANARY)
+    if not higher_is_worse:
+        base, canary = read("total", BASELINE) - base, read("total", CANARY) - canary
+    return _shares(canary, read("total", CANARY), base, read("total", BASELINE), tolerance)
 
 
-def _judge(it: _Comparison) -> SignalReport:
-    tolerance = it.tolerance_percent / 100
-    harm = it.canary.value - it.baseline.value
-    told = (
-        f"{it.name}: canary {_percent(it.canary.value)}{it.unit}, baseline "
-        f"{_percent(it.baseline.value)}{it.unit} {it.what}; {it.tolerance_percent} more are "
-        "tolerated"
-    )
-    few = min(it.baseline_requests, it.canary_requests) < it.wanted
-    if it.canary_requests >= FEWEST and least_excess(it.canary, it.baseline) > tolerance:
-        verdict = Verdict.FAIL
-        told += f". The excess is clear of noise after {_number(it.canary_requests)} requests."
-    elif few:
-        verdict = Verdict.INCONCLUSIVE
-        told = f"{it.name}: {_shortage(it.baseline_requests, it.canary_requests, it.wanted)}."
-    elif harm <= tolerance:
-        verdict = Verdict.PASS
-        told += "."
-    else:
-        verdict = Verdict.INCONCLUSIVE
-        told += (
-            f". That is too much, but {_number(it.canary_requests)} canary requests are too few "
-            "to tell it from noise: more requests will decide."
-        )
-    return SignalReport(
-        name=it.name,
-        verdict=verdict,
-        baseline=_measured(it, it.baseline, it.baseline_requests),
-        canary=_measured(it, it.canary, it.canary_requests),
-        tolerance=f"+{it.tolerance_percent}{' points' if it.unit else ' per 100 requests'}",
-        message=told,
+def _shares(
+    canary: Array, canary_total: Array, baseline: Array, baseline_total: Array, tolerance: float
+) -> Harm | None:
+    sound = np.isfinite(canary + canary_total + baseline + baseline_total)
+    sound &= (canary_total > 0) & (baseline_total > 0)
+    if not sound.any():
+        return None
+    xc, nc, xb, nb = (part[sound] for part in (canary, canary_total, baseline, baseline_total))
+    harm = _difference(xc, nc, xb, nb, tolerance, EVENTS)
+    relaxed = _difference(xc, nc, xb, nb, RELAXED * tolerance, EVENTS)
+    if harm is None or relaxed is None:
+        return None
+    return Harm(
+        harm,
+        relaxed,
+        float(xb.sum() / nb.sum()),
+        float(xc.sum() / nc.sum()),
+        requests=float(nc.sum()),
     )
 
 
-def _wanted(settings: AnalysisSettings, signal: SignalSettings) -> int:
-    return signal.min_requests or settings.min_requests
+def _difference(
+    xc: Array, nc: Array, xb: Array, nb: Array, tolerance: float, prior: Prior
+) -> Estimate | None:
+    """Return the mean difference of two shares beyond a tolerance, batches weighted as by
+    Mantel and Haenszel, with the binomial variance of equal arms as the unit."""
+    weights = np.where((nc > 0) & (nb > 0), nc * nb / np.maximum(nc + nb, 1e-9), 0.0)
+    total_c, total_b = float(nc.sum()), float(nb.sum())
+    if total_c <= 0 or total_b <= 0:
+        return None
+    pc = (float(xc.sum()) + 0.5) / (total_c + 1)
+    pb = (float(xb.sum()) + 0.5) / (total_b + 1)
+    pooled = (float(xc.sum() + xb.sum()) + 0.5) / (total_c + total_b + 1)
+    variance = pooled * (1 - pooled)
+    if pooled < RARE:
+        apart = (pc * (1 - pc) / total_c + pb * (1 - pb) / total_b) / (1 / total_c + 1 / total_b)
+        variance = max(variance, apart)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = np.where(weights > 0, xc / nc - xb / nb - tolerance, 0.0)
+    return estimate(values, weights, max(variance, 1e-6), prior)
 
 
-def _missing(
-    name: str, what: str, baseline: float | None, canary: float | None, wanted: int
-) -> SignalReport | None:
-    """Return an inconclusive report when an arm has no data or no request, else None."""
-    unknown = [arm for arm, n in (("baseline", baseline), ("canary", canary)) if n is None]
-    if baseline is None or canary is None:
-        return _inconclusive(name, f"no data of the {' and the '.join(unknown)} ({what})")
-    if baseline == 0 or canary == 0:
-        return _inconclusive(name, _shortage(baseline, canary, wanted))
-    return None
+def _from_history(
+    xc: Array, nc: Array, xb: Array, nb: Array, tolerance: float, prior: Prior
+) -> Estimate | None:
+    """Return the same difference when the arms' batches are not from the same time."""
+    total = float(nb.sum())
+    if total <= 0 or float(nc.sum()) <= 0:
+        return None
+    share = (float(xb.sum()) + 0.5) / (total + 1)
+    used = nc > 0
+    values = xc[used] / nc[used] - share - tolerance
+    found = estimate(values, nc[used], max(share * (1 - share), 1e-6), prior)
+    past = estimate(
+        np.where(nb > 0, xb / np.maximum(nb, 1e-9), 0.0),
+        nb,
+        max(share * (1 - share), 1e-6),
+        prior,
+    )
+    if found is None or past is None:
+        return None
+    return replace(found, error=math.hypot(found.error, past.error))
 
 
-def _inconclusive(name: str, why: str) -> SignalReport:
-    return SignalReport(name=name, verdict=Verdict.INCONCLUSIVE, message=f"{name}: {why}.")
+def _ratio(
+    logs: Array, n_c: Array, n_b: Array, factor: float, means_b: Array, means_c: Array
+) -> Harm | None:
+    weights = n_c * n_b / (n_c + n_b)
+    harm = estimate(logs - math.log(factor), weights, SCATTER * SCATTER, RATIOS)
+    wider = 1 + RELAXED * (factor - 1)
+    relaxed = estimate(logs - math.log(wider), weights, SCATTER * SCATTER, RATIOS)
+    if harm is None or relaxed is None:
+        return None
+    return Harm(
+        harm,
+        relaxed,
+        float(np.average(means_b, weights=n_b)),
+        float(np.average(means_c, weights=n_c)),
+        requests=float(n_c.sum()),
+    )
 
 
-def _shortage(baseline: float, canary: float, wanted: int) -> str:
-    arms = (("canary", canary), ("baseline", baseline))
-    # Counts are rounded down, so that a shortage never reads as if nothing were missing.
-    short = [f"{int(n):,} of {wanted:,} {arm} requests" for arm, n in arms if n < wanted]
-    return " and ".join(short) + " so far"
-
-
-def _measured(it: _Comparison, estimate: Estimate, requests: float) -> str:
-    return f"{_percent(estimate.value)}{it.unit or ' per 100'} of {_number(requests)} requests"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}".rstrip("0").rstrip(".")
-
-
-def _number(value: float) -> str:
-    return f"{int(value):,}"
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0

@@ -1,0 +1,288 @@
+"""The evidence so far: batches of about half a minute in which both arms are compared.
+
+Pairing the arms within a short batch is what makes them comparable: whatever changes with the hour
+(load, prompts, a noisy neighbour) changes for both. Batches never straddle a change of the weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kvquant.core.analysis.counting import Counting, Increase
+from kvquant.core.analysis.samples import Tick
+from kvquant.core.analysis.sequential import Array
+
+BASELINE, CANARY = 0, 1
+
+WORTHWHILE = 5.0
+"""Requests that either arm should have ended in a batch: below, a batch is made longer."""
+
+LONGEST = 20
+"""A batch ends after this many times its usual length, however few requests came."""
+
+LATE = 2.5
+"""An instant that comes so many usual intervals after the one before has missed some."""
+
+SHADE = 3
+"""Usual intervals around an engine's death in which the arm's latencies and errors say nothing
+but that an engine died, which is counted elsewhere."""
+
+QUEUEING = 0.10
+"""Share of an arm's requests in the engines' queues from which on it counts as queueing. By
+Little's law it is the share of their time that requests wait: ten per cent of it is well beyond
+what an engine shows that admits a prompt in pieces, and well short of a backlog."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One arm in one batch; NaN where something was not told.
+
+    Attributes:
+        started: Requests that came.
+        ended: Requests that ended, answered or not.
+        failed: Of these, badly.
+        unanswered: Of these, without an answer.
+        vanished: Requests that neither ended nor are in flight: their clients gave up.
+        finished: Requests that the engines finished.
+        preemptions: KV page faults.
+        tokens: Tokens generated.
+        prompt_tokens: Tokens of prompts computed.
+        queued: Share of the requests in the system that wait in an engine's queue.
+        running: Requests being served.
+        active: Requests in flight at the end.
+        replicas: Pods.
+        deaths: Engines that died.
+        bins: Increase of each histogram: cumulative counts, then the sum.
+    """
+
+    started: float
+    ended: float
+    failed: float
+    unanswered: float
+    vanished: float
+    finished: float
+    preemptions: float
+    tokens: float
+    prompt_tokens: float
+    queued: float
+    running: float
+    active: float
+    replicas: float
+    deaths: int
+    bins: dict[str, Array]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Both arms over one span of time.
+
+    Attributes:
+        begin: Seconds since the epoch.
+        end: Seconds since the epoch.
+        step: Step of the ladder in effect.
+        weight: Canary's weight in effect, in per cent.
+        sides: Baseline and canary.
+        warm: Whether the weight had been in effect long enough before.
+        whole: Whether every pod was seen all the time.
+        calm: Whether no engine died shortly before or in it.
+        custom: Increases of the user's signals by name, baseline and canary.
+    """
+
+    begin: float
+    end: float
+    step: int
+    weight: float
+    sides: tuple[Side, Side]
+    warm: bool
+    whole: bool
+    calm: bool
+    custom: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return self.end - self.begin
+
+    @property
+    def load_ratio(self) -> float:
+        """Requests per canary pod divided by requests per baseline pod; NaN when unknown."""
+        baseline, canary = (side.started / max(1.0, side.replicas) for side in self.sides)
+        return canary / baseline if baseline > 0 else math.nan
+
+
+@dataclass(slots=True)
+class Flow:
+    """Requests started so far and in flight, at every instant of one arm."""
+
+    at: list[float] = field(default_factory=list)
+    started: list[float] = field(default_factory=list)
+    active: list[float] = field(default_factory=list)
+
+
+class Ledger:
+    """Collects ticks into batches."""
+
+    def __init__(self, batch: float, warm_up: float) -> None:
+        """Begin without evidence.
+
+        Args:
+            batch: Usual length of a batch in seconds.
+            warm_up: Seconds after a change of the weight that count for nothing.
+        """
+        self.bounds: dict[str, tuple[float, ...]] = {}
+        self.batches: list[Batch] = []
+        self.flows = (Flow(), Flow())
+        self.last: Tick | None = None
+        self.interval = math.nan
+        self.seen_routers = False
+        self._batch, self._warm_up = batch, warm_up
+        self._counting = (Counting(self.bounds), Counting(self.bounds))
+        self._open = (Increase(), Increase())
+        self._begin = math.nan
+        self._changed = -math.inf
+        self._died = -math.inf
+        self._active_at_begin = [math.nan, math.nan]
+
+    def take(self, tick: Tick) -> bool:
+        """Take in a tick; tell whether a batch was completed."""
+        last = self.last
+        if last is not None and tick.at <= last.at:
+            return False
+        self.last = tick
+        since = None if last is None else last.at
+        grown = [
+            counting.advance(arm, since)
+            for counting, arm in zip(self._counting, (tick.baseline, tick.canary), strict=True)
+        ]
+        self.seen_routers |= bool(tick.baseline.routers or tick.canary.routers)
+        for arm in (BASELINE, CANARY):
+            self._front(grown[arm])
+            self._note_flow(arm, tick.at, grown[arm])
+        if last is None:
+            self._reopen(tick.at)
+            self._changed = tick.at if tick.weight > 0 else -math.inf
+            return False
+        passed = tick.at - last.at
+        if math.isnan(self.interval):
+            self.interval = passed
+        if passed > LATE * self.interval:
+            grown[0].whole = grown[1].whole = False
+        else:
+            self.interval += 0.1 * (passed - self.interval)
+        if grown[0].deaths or grown[1].deaths:
+            self._died = tick.at
+        for arm in (BASELINE, CANARY):
+            self._open[arm].add(grown[arm])
+        moved = (tick.weight, tick.step) != (last.weight, last.step)
+        if moved or self._is_full(tick.at):
+            self._close(last, tick.at)
+            if moved:
+                self._changed = tick.at
+            return True
+        return False
+
+    def _front(self, grown: Increase) -> None:
+        """Let the engines' latencies stand in for a router's where there has never been one."""
+        if self.seen_routers or "engine.e2e" in grown.bins or "e2e" not in grown.bins:
+            return
+        ended = float(grown.bins["e2e"][-2])
+        grown.bins["latency"] = grown.bins["e2e"]
+        if "router.latency" not in self.bounds and "engine.e2e" in self.bounds:
+            self.bounds["router.latency"] = self.bounds["engine.e2e"]
+        grown.counts.update(started=ended, failed=0.0, unanswered=0.0)
+
+    def _note_flow(self, arm: int, at: float, grown: Increase) -> None:
+        flow = self.flows[arm]
+        started = grown.counts.get("started", math.nan)
+        active = grown.active
+        if not self.seen_routers and flow.active:
+            # The engines count what ends; what came is that and what is in the system more.
+            more = active - flow.active[-1]
+            started = max(0.0, started + (more if math.isfinite(more) else 0.0))
+            grown.counts["started"] = started
+        before = flow.started[-1] if flow.started else 0.0
+        flow.at.append(at)
+        flow.started.append(before + (started if math.isfinite(started) else 0.0))
+        flow.active.append(active)
+
+    def _is_full(self, at: float) -> bool:
+        passed = at - self._begin
+        if passed < self._batch - 1e-6 or self._open[0].instants < 2:
+            return False
+        ended = [_ended(increase) for increase in self._open]
+        return min(ended) >= WORTHWHILE or passed >= LONGEST * self._batch
+
+    def _reopen(self, at: float) -> None:
+        self._begin = at
+        self._open = (Increase(), Increase())
+        self._active_at_begin = [flow.active[-1] for flow in self.flows]
+
+    def _close(self, before: Tick, at: float) -> None:
+        shade = SHADE * self.interval
+        batch = Batch(
+            begin=self._begin,
+            end=at,
+            step=before.step,
+            weight=before.weight,
+            sides=(self._side(BASELINE), self._side(CANARY)),
+            warm=self._begin >= self._changed + self._warm_up - 1e-6,
+            whole=self._open[0].whole and self._open[1].whole,
+            calm=self._begin > self._died + shade,
+            custom={
+                name: (
+                    self._open[0].counts.get(name, math.nan),
+                    self._open[1].counts.get(name, math.nan),
+                )
+                for name in self._open[1].counts
+                if name.startswith("custom.")
+            },
+        )
+        if not batch.calm and self._died >= self._begin and self.batches:
+            # The requests that a death has cost may have failed before it was seen.
+            self.batches[-1].calm = False
+        self.batches.append(batch)
+        self._reopen(at)
+
+    def _side(self, arm: int) -> Side:
+        grown = self._open[arm]
+        count: Callable[[str], float] = lambda name: grown.counts.get(name, math.nan)  # noqa: E731
+        started, ended = count("started"), _ended(grown)
+        more = grown.active - self._active_at_begin[arm]
+        vanished = 0.0
+        if self.seen_routers and math.isfinite(started - ended - more):
+            vanished = max(0.0, started - ended - more)
+        in_system = grown.running + grown.waiting
+        return Side(
+            started=started,
+            ended=ended,
+            failed=count("failed"),
+            unanswered=count("unanswered"),
+            vanished=vanished,
+            finished=count("finished"),
+            preemptions=count("preemptions"),
+            tokens=count("generated_tokens"),
+            prompt_tokens=count("prompt_tokens"),
+            queued=grown.waiting / in_system if in_system > 0 else grown.waiting,
+            running=grown.running,
+            active=grown.active,
+            replicas=grown.replicas,
+            deaths=grown.deaths,
+            bins=grown.bins,
+        )
+
+
+def _ended(grown: Increase) -> float:
+    latency = grown.bins.get("latency")
+    answered = 0.0 if latency is None else float(latency[-2])
+    unanswered = grown.counts.get("unanswered", 0.0)
+    total = answered + unanswered
+    return total if math.isfinite(total) else 0.0
+
+
+def stack(batches: list[Batch], read: Callable[[Batch], float]) -> Array:
+    """Return one number per batch."""
+    return np.array([read(batch) for batch in batches], dtype=np.float64)

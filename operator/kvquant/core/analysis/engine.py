@@ -1,0 +1,368 @@
+"""The analysis of one rollout: feed it ticks, read the verdict.
+
+    analysis = Analysis()
+    for tick in ticks:
+        report = analysis.observe(tick)
+
+It needs neither Kubernetes nor Prometheus and keeps nothing but what it was fed: the same ticks
+give the same verdicts, so that a restarted operator that reads them again decides the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from kvquant.api.v1alpha1 import Verdict
+from kvquant.core.analysis import signals
+from kvquant.core.analysis.batches import BASELINE, CANARY, QUEUEING, Batch, Ledger
+from kvquant.core.analysis.deaths import SAME_INCIDENT, Deaths, e_value
+from kvquant.core.analysis.load import judge_load
+from kvquant.core.analysis.passing import passes
+from kvquant.core.analysis.report import Evidence, Report, percent, seconds
+from kvquant.core.analysis.samples import Tick
+from kvquant.core.analysis.sequential import boundary, student
+from kvquant.core.analysis.settings import Settings
+from kvquant.core.analysis.signals import Harm
+
+FOR_DEATHS = 0.25
+"""Part of the error budget that is kept for deaths; the rest is split evenly over the tests."""
+
+FEWEST_BATCHES, FEWEST_REQUESTS = 2, 20
+"""Batches and canary requests below which nothing but deaths fails: fewer are an anecdote."""
+
+LIKELY = 2.0
+"""Standard errors beyond the tolerance that roll a step back which has waited for long."""
+
+OVERLOADED = 1.25
+"""Load per pod of canary to baseline beyond which only the baseline's past is a fair control."""
+
+FAMILIES = {
+    "latencyP50": "p99",
+    "latencyP90": "p99",
+    "latencyP99": "p99",
+    "firstTokenP90": "p99",
+    "firstTokenP99": "p99",
+    "tokenTime": "p99",
+    "delivered": "p99",
+    "failures": "oomRetries",
+    "deaths": "oomRetries",
+    "pageFaults": "pageFaults",
+}
+"""Family of each built-in signal."""
+
+
+class Analysis:
+    """Sequential analysis of one rollout. Not safe to share between threads."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Begin without evidence.
+
+        Args:
+            settings: Tolerances and durations; the defaults fit production.
+        """
+        self.settings = settings or Settings()
+        scaled = self.settings.scaled
+        self.ledger = Ledger(scaled(self.settings.batch), scaled(self.settings.warm_up))
+        self.deaths = (Deaths(), Deaths())
+        self._step_deaths = [0, 0]
+        self._step = -1
+        self._report: Report | None = None
+        self._tested = 0.0
+
+    def observe(self, tick: Tick) -> Report:
+        """Take in one instant and return the verdict on all that was seen so far.
+
+        Args:
+            tick: Both arms at an instant later than those before; an earlier one is ignored.
+        """
+        last = self.ledger.last
+        if last is not None and tick.at <= last.at and self._report is not None:
+            return self._report
+        if tick.step != self._step:
+            self._step, self._step_deaths = tick.step, [0, 0]
+        complete = self.ledger.take(tick)
+        if complete:
+            self._count_deaths(self.ledger.batches[-1])
+        if complete or self._report is None or tick.step != self._report.step:
+            self._report = self._judge(tick)
+        else:
+            self._report = replace(self._report, at=tick.at)
+        return self._report
+
+    def _count_deaths(self, batch: Batch) -> None:
+        apart = self.settings.scaled(SAME_INCIDENT)
+        for arm in (BASELINE, CANARY):
+            side = batch.sides[arm]
+            if arm == CANARY and batch.step <= 0:
+                continue
+            span = batch.seconds * self.settings.time_scale
+            self.deaths[arm].add(side.deaths, side.replicas, span, batch.end, apart)
+            if batch.step == self._step:
+                self._step_deaths[arm] += side.deaths
+
+    def _judge(self, tick: Tick) -> Report:
+        batches = self.ledger.batches
+        step = [b for b in batches if b.step == tick.step]
+        usable = signals.usable(step)
+        everywhere = signals.usable(batches) if tick.step > 1 else usable
+        load = judge_load(tick, step, usable, self.settings, QUEUEING, self._tested)
+        measured = self._measure(usable, "step", load.ratio)
+        if len(everywhere) > len(usable):
+            for name, evidence in self._measure(everywhere, "rollout", load.ratio).items():
+                # What all steps together show only adds to what this one shows.
+                if evidence.verdict is Verdict.FAIL is not measured[name].verdict:
+                    measured[name] = evidence
+        measured["deaths"] = self._judge_deaths()
+        ended = [sum(b.sides[arm].ended for b in usable) for arm in (BASELINE, CANARY)]
+        report = Report(
+            at=tick.at,
+            step=tick.step,
+            verdict=Verdict.INCONCLUSIVE,
+            message="",
+            signals=tuple(measured.values()),
+            load=load,
+            provisional=load.ratio is not None and load.ratio < 0.8,
+            baseline_requests=ended[BASELINE],
+            canary_requests=ended[CANARY],
+            seconds=sum(b.seconds for b in usable) * self.settings.time_scale,
+            budget_spent=max((e.spent for e in measured.values()), default=0.0),
+            baseline_p99=self._quantile(usable, BASELINE),
+            canary_p99=self._quantile(usable, CANARY),
+        )
+        failed = [e for e in measured.values() if e.verdict is Verdict.FAIL]
+        if failed:
+            return replace(
+                report, verdict=Verdict.FAIL, message=" ".join(e.message for e in failed)
+            )
+        report = passes(report, self.settings, self._pace(step))
+        if report.verdict is Verdict.PASS and load.per_canary_pod:
+            self._tested = max(self._tested, load.per_canary_pod)
+        return report
+
+    def _measure(
+        self, batches: Sequence[Batch], scope: str, ratio: float | None
+    ) -> dict[str, Evidence]:
+        settings, ledger = self.settings, self.ledger
+        clear = signals.clear(batches, QUEUEING)
+        history: Sequence[Batch] = ()
+        allowance = 1.0
+        pods = self._pods(batches)
+        if pods is not None:
+            allowance = 1 + signals.POOLING * max(0.0, 1 / pods[CANARY] - 1 / pods[BASELINE])
+        if ratio is not None and ratio > OVERLOADED:
+            history = self._history(batches)
+            if not history:
+                clear = []
+            # The past is no concurrent control: traffic may have changed since.
+            allowance *= signals.RELAXED
+        elif ratio is not None:
+            allowance *= max(1.0, ratio)
+        found: dict[str, tuple[Harm | None, str]] = {}
+        for name, quantile, part in (
+            ("latencyP50", 0.5, 0.6),
+            ("latencyP90", 0.9, 0.8),
+            ("latencyP99", 0.99, 1.0),
+        ):
+            factor = (1 + part * settings.slowdown) * allowance
+            found[name] = (
+                signals.slower(
+                    ledger, clear, "latency", quantile, factor, by_age=True, history=history
+                ),
+                f"{percent(factor - 1)} slower",
+            )
+        factor = (1 + settings.first_token_slowdown) * allowance
+        for name, quantile in (("firstTokenP90", 0.9), ("firstTokenP99", 0.99)):
+            found[name] = (
+                signals.slower(
+                    ledger, clear, "ttft", quantile, factor, by_age=False, history=history
+                ),
+                f"{percent(factor - 1)} slower",
+            )
+        factor = (1 + settings.token_slowdown) * allowance
+        found["tokenTime"] = (
+            signals.tokens_slower(clear, factor, history),
+            f"{percent(factor - 1)} slower",
+        )
+        found["delivered"] = (
+            signals.less_delivered(batches, signals.DELIVERED, QUEUEING),
+            f"{percent(1 - signals.DELIVERED)} less",
+        )
+        found["failures"] = (
+            signals.failures(batches, settings.failures, QUEUEING),
+            f"{percent(settings.failures)} more",
+        )
+        found["pageFaults"] = (
+            signals.page_faults(batches, settings.page_faults),
+            f"{100 * settings.page_faults:g} per 100 requests beyond twice the baseline's",
+        )
+        for custom in settings.custom:
+            found[custom.name] = (
+                signals.custom_share(
+                    batches,
+                    custom.name,
+                    custom.tolerance,
+                    higher_is_worse=custom.higher_is_worse,
+                ),
+                f"{percent(custom.tolerance)} more",
+            )
+        alpha = settings.budget * (1 - FOR_DEATHS) / (2 * len(found))
+        span = sum(b.seconds for b in batches) * settings.time_scale
+        return {
+            name: self._evidence(name, harm, tolerance, scope, alpha, span)
+            for name, (harm, tolerance) in found.items()
+        }
+
+    def _evidence(
+        self, name: str, harm: Harm | None, tolerance: str, scope: str, alpha: float, span: float
+    ) -> Evidence:
+        family = FAMILIES.get(name, "custom")
+        if harm is None:
+            return Evidence(
+                name,
+                family,
+                Verdict.INCONCLUSIVE,
+                tolerance=tolerance,
+                scope=scope,
+                message=f"{name}: not measured yet.",
+            )
+        it = harm.estimate
+        lower = it.lower(alpha)
+        enough = it.batches >= FEWEST_BATCHES and harm.requests >= FEWEST_REQUESTS
+        patient = span >= self.settings.patience and it.beyond() >= student(LIKELY, it.freedom)
+        verdict = Verdict.INCONCLUSIVE
+        if enough and (lower > 0 or patient):
+            verdict = Verdict.FAIL
+        elif harm.relaxed.sound_upper() <= 0:
+            verdict = Verdict.PASS
+        limit = student(boundary(it.batches, alpha), it.freedom)
+        return Evidence(
+            name=name,
+            family=family,
+            verdict=verdict,
+            baseline=harm.baseline,
+            canary=harm.canary,
+            unit=_UNITS.get(name, "share"),
+            effect=it.value,
+            error=it.error,
+            relaxed=harm.relaxed.value,
+            lower=lower,
+            upper=harm.relaxed.sound_upper(),
+            tolerance=tolerance,
+            spent=min(1.0, max(0.0, it.beyond()) / limit) if it.error > 0 else 0.0,
+            scope=scope,
+            batches=it.batches,
+            requests=harm.requests,
+            message=_sentence(name, harm, tolerance, verdict, certain=lower > 0),
+        )
+
+    def _judge_deaths(self) -> Evidence:
+        baseline, canary = self.deaths[BASELINE], self.deaths[CANARY]
+        against = e_value(canary, baseline, self.settings.deaths_per_hour)
+        limit = 1 / (self.settings.budget * FOR_DEATHS)
+        most = self.settings.most_deaths
+        here = self._step_deaths
+        verdict = Verdict.PASS
+        message = f"deaths: {canary.deaths} of canary engines, {baseline.deaths} of the baseline's."
+        if against >= limit:
+            verdict = Verdict.FAIL
+            message = (
+                f"deaths: canary engines died {canary.deaths} times in {canary.hours:.1f} "
+                f"pod-hours, the baseline's {baseline.deaths} times in {baseline.hours:.1f}; "
+                f"that is {against:,.0f} times likelier of a bad canary. Any exit code counts."
+            )
+        elif most is not None and here[CANARY] > here[BASELINE] + most:
+            verdict = Verdict.FAIL
+            message = (
+                f"deaths: {here[CANARY]} canary engines died in this step, {here[BASELINE]} of the "
+                f"baseline's; {most} more are tolerated. Any exit code counts."
+            )
+        elif canary.incidents:
+            message += " Too few to tell a bad canary from bad luck."
+        return Evidence(
+            "deaths",
+            "oomRetries",
+            verdict,
+            baseline.deaths,
+            canary.deaths,
+            "deaths",
+            tolerance=f"{self.settings.deaths_per_hour:g} per pod and hour",
+            spent=min(1.0, max(0.0, math.log(max(against, 1.0)) / math.log(limit))),
+            scope="rollout",
+            message=message,
+        )
+
+    def _history(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Return the baseline's batches at about the load that a canary pod has now."""
+        loads = [b.sides[CANARY].started / b.sides[CANARY].replicas / b.seconds for b in batches]
+        if not loads:
+            return []
+        now = sorted(loads)[len(loads) // 2]
+
+        def alike(b: Batch) -> bool:
+            side = b.sides[BASELINE]
+            load = side.started / max(1.0, side.replicas) / b.seconds
+            return (
+                b.whole
+                and b.calm
+                and 0.7 * now <= load <= 1.1 * now
+                and not signals.queues(b, BASELINE, QUEUEING)
+            )
+
+        return [b for b in self.ledger.batches if alike(b)]
+
+    @staticmethod
+    def _pods(batches: Sequence[Batch]) -> tuple[float, float] | None:
+        if not batches:
+            return None
+        latest = batches[-1].sides
+        return max(1.0, latest[BASELINE].replicas), max(1.0, latest[CANARY].replicas)
+
+    @staticmethod
+    def _pace(step: Sequence[Batch]) -> tuple[float, float] | None:
+        """Return the requests per second that either arm ended lately."""
+        lately = step[-20:]
+        span = sum(b.seconds for b in lately)
+        if span <= 0:
+            return None
+        return (
+            sum(b.sides[BASELINE].ended for b in lately) / span,
+            sum(b.sides[CANARY].ended for b in lately) / span,
+        )
+
+    def _quantile(self, batches: Sequence[Batch], arm: int) -> float | None:
+        return signals.quantile_of(self.ledger, batches, arm, 0.99)
+
+
+_UNITS = {"tokenTime": "seconds", "delivered": "ratio", "pageFaults": "perRequest"}
+
+
+def _sentence(name: str, harm: Harm, tolerance: str, verdict: Verdict, *, certain: bool) -> str:
+    if name == "tokenTime":
+        told = (
+            f"{name}: {seconds(harm.canary)} between two tokens, baseline {seconds(harm.baseline)}"
+        )
+    elif name == "delivered":
+        told = (
+            f"{name}: while it queues, the canary delivers {percent(harm.canary)} of what comes to "
+            "it and a baseline pod carries"
+        )
+    elif name == "pageFaults":
+        told = (
+            f"{name}: {100 * harm.canary:.3g} preemptions per 100 requests, baseline "
+            f"{100 * harm.baseline / 2:.3g}"
+        )
+    elif not math.isnan(harm.edge):
+        told = (
+            f"{name}: {percent(harm.canary)} of requests are slower than the baseline's "
+            f"{seconds(harm.edge)} and {tolerance.removesuffix(' slower')}, "
+            f"{percent(harm.baseline)} of the baseline's are slower than that"
+        )
+    else:
+        told = f"{name}: {percent(harm.canary)}, baseline {percent(harm.baseline)}"
+    told += f"; {tolerance} is tolerated"
+    if verdict is Verdict.FAIL:
+        sure = "clear of noise" if certain else "likely after so long a wait"
+        return f"{told}. The excess is {sure} after {int(harm.requests):,} canary requests."
+    return f"{told}."

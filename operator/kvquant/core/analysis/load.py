@@ -1,0 +1,90 @@
+"""Load per pod: what a canary has shown that it can carry, and what the next step asks of it.
+
+A canary with less load per pod than the baseline looks better than it is, and one with more looks
+worse; rounding the number of pods makes this the normal case.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from kvquant.core.analysis.batches import BASELINE, CANARY, Batch
+from kvquant.core.analysis.report import Load
+from kvquant.core.analysis.samples import Tick
+from kvquant.core.analysis.settings import Settings
+from kvquant.core.analysis.signals import queues
+
+STRETCH = 1.3
+"""Load per pod that a step may bring, as a multiple of what was tested."""
+
+LATELY = 4
+"""Batches by which one tells whether an arm queues now."""
+
+
+def judge_load(
+    tick: Tick,
+    step: Sequence[Batch],
+    usable: Sequence[Batch],
+    settings: Settings,
+    threshold: float,
+    tested_before: float,
+) -> Load:
+    """Return the load per pod of a step and whether the next one's is within what was tested.
+
+    Args:
+        tick: The latest instant, with what the next step plans.
+        step: The step's batches.
+        usable: Of these, the evidence.
+        settings: Durations.
+        threshold: Share of requests waiting from which on an arm queues.
+        tested_before: Load per canary pod in earlier steps that passed, in requests per second.
+    """
+    span = sum(b.seconds for b in usable)
+    if span <= 0:
+        return Load()
+    rates = [sum(b.sides[arm].started for b in usable) / span for arm in (BASELINE, CANARY)]
+    pods = [
+        sum(max(1.0, b.sides[arm].replicas) * b.seconds for b in usable) / span
+        for arm in (BASELINE, CANARY)
+    ]
+    if not all(map(math.isfinite, rates)) or rates[CANARY] <= 0:
+        return Load()
+    here = rates[CANARY] / pods[CANARY]
+    base = rates[BASELINE] / pods[BASELINE]
+    ratio = here / base if base > 0 else None
+    lately = [queues(b, CANARY, threshold) for b in step[-LATELY:]]
+    queueing = sum(lately) * 2 > len(lately)
+    tested = max(here, tested_before)
+    scale = settings.time_scale
+    if queueing:
+        return Load(
+            ratio,
+            here / scale,
+            tested / scale,
+            queueing=True,
+            message=(
+                f"The canary's pods have a backlog at {here / scale:.3g} requests/s each: they are "
+                "at their limit, so that their latency says nothing about the cache. Add replicas "
+                "to the target, or wait for less traffic."
+            ),
+        )
+    if tick.next_weight is None or tick.next_replicas is None:
+        return Load(ratio, here / scale, tested / scale)
+    coming = sum(rates) * tick.next_weight / 100
+    after = coming / max(1, tick.next_replicas)
+    if after <= STRETCH * tested:
+        return Load(ratio, here / scale, tested / scale, after / scale)
+    needed = math.ceil(coming / (STRETCH * tested))
+    return Load(
+        ratio,
+        here / scale,
+        tested / scale,
+        after / scale,
+        replicas_needed=needed,
+        message=(
+            f"The next step would bring {after / scale:.3g} requests/s to each canary pod, "
+            f"{after / tested:.2g} times what has been tested ({tested / scale:.3g}): it needs "
+            f"{needed} canary pods instead of {tick.next_replicas}."
+        ),
+    )

@@ -1,0 +1,100 @@
+"""When a step may advance, and if it may not, what is missing and how long that will take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from kvquant.api.v1alpha1 import Verdict
+from kvquant.core.analysis.report import Evidence, Report, seconds
+from kvquant.core.analysis.settings import Settings
+
+REQUIRED = frozenset({"latencyP50", "latencyP90", "failures"})
+"""Signals that must be shown to be within their tolerance. The rarer ones (p99, deaths) could not
+be in any bearable time, and those of the engine may not exist: they must only not be in doubt."""
+
+IN_DOUBT = 1.0
+"""Standard errors beyond its tolerance from which on a signal is in doubt."""
+
+
+def passes(report: Report, settings: Settings, pace: tuple[float, float] | None) -> Report:
+    """Return the report with its verdict, PASS or INCONCLUSIVE, a sentence and the time to go.
+
+    Args:
+        report: Evidence without any failure.
+        settings: Minimum requests and time.
+        pace: Requests per second that baseline and canary ended lately.
+    """
+    missing: list[str] = []
+    waits: list[float | None] = []
+    shortage = _requests_missing(report, settings, pace)
+    if shortage is not None:
+        missing.append(shortage[0])
+        waits.append(shortage[1])
+    if report.seconds < settings.min_seconds:
+        left = settings.min_seconds - report.seconds
+        missing.append(f"{seconds(report.seconds)} of {seconds(settings.min_seconds)} of evidence")
+        waits.append(left)
+    for evidence in report.signals:
+        doubt = _doubt(evidence, report.seconds)
+        if doubt is not None:
+            missing.append(doubt[0])
+            waits.append(doubt[1])
+    if report.load.message:
+        missing.append(report.load.message.rstrip("."))
+        waits.append(None)
+    if not missing:
+        told = (
+            f"Every signal is within its tolerance after {int(report.canary_requests or 0):,} "
+            f"canary and {int(report.baseline_requests or 0):,} baseline requests."
+        )
+        if report.provisional:
+            told += (
+                f" Provisional: a canary pod had {report.load.ratio:.2f} times the load of a "
+                "baseline pod."
+            )
+        return replace(report, verdict=Verdict.PASS, message=told)
+    eta = None if any(wait is None for wait in waits) else max(w for w in waits if w is not None)
+    told = "Not enough evidence yet: " + "; ".join(missing) + "."
+    if eta is not None and math.isfinite(eta):
+        told += f" About {seconds(eta)} to go at the present rate."
+    return replace(report, verdict=Verdict.INCONCLUSIVE, message=told, eta_seconds=eta)
+
+
+def _requests_missing(
+    report: Report, settings: Settings, pace: tuple[float, float] | None
+) -> tuple[str, float | None] | None:
+    counts = (("baseline", report.baseline_requests), ("canary", report.canary_requests))
+    short = [
+        (f"{int(n or 0):,} of {settings.min_requests:,} {arm} requests", i, n or 0.0)
+        for i, (arm, n) in enumerate(counts)
+        if (n or 0.0) < settings.min_requests
+    ]
+    if not short:
+        return None
+    told = " and ".join(text for text, _, _ in short)
+    if pace is None or any(pace[i] <= 0 for _, i, _ in short):
+        return told, None
+    left = max((settings.min_requests - n) / pace[i] for _, i, n in short)
+    return told, left * settings.time_scale
+
+
+def _doubt(evidence: Evidence, elapsed: float) -> tuple[str, float | None] | None:
+    """Return what keeps a signal from passing, with the seconds that more of the same needs."""
+    if evidence.verdict is Verdict.PASS:
+        return None
+    if evidence.effect is None or evidence.upper is None or evidence.lower is None:
+        if evidence.name in REQUIRED:
+            return f"{evidence.name} is not measured", None
+        return None
+    error = evidence.error
+    if evidence.name not in REQUIRED:
+        if evidence.effect <= IN_DOUBT * error:
+            return None
+        return f"{evidence.name} is in doubt", None
+    if evidence.relaxed is None or evidence.relaxed >= 0:
+        return f"{evidence.name} is beyond its tolerance, which may be noise", None
+    # The bound shrinks with the root of the time.
+    reach = evidence.upper - evidence.relaxed
+    wait = elapsed * ((reach / -evidence.relaxed) ** 2 - 1)
+    return f"{evidence.name} is not told from its tolerance yet", max(0.0, wait)
