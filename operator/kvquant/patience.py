@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
+from kvquant.core.ticking import TickNeed, Timeline
 from kvquant.ports import Metrics
 
 PROMPT = 0.5
@@ -57,6 +58,10 @@ class Patience:
     def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
         """Return the evidence, as `Metrics` does."""
         return self._wait(self._threads.submit(self._metrics.evidence, needs, now))
+
+    def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
+        """Return the ticks, as `Metrics` does."""
+        return self._wait(self._threads.submit(self._metrics.ticks, needs, now))
 
     def cache_configs(
         self, namespace: str, pods: Sequence[str], now: datetime

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
+from kvquant.core.ticking import TickNeed, Timeline
 
 Object = dict[str, Any]
 """A Kubernetes object as raw JSON: typed models drop fields that they do not know."""
@@ -40,6 +41,9 @@ class Metrics(Protocol):
 
     def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
         """Return what is known for each need, by its key. Missing data is None inside."""
+
+    def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
+        """Return each need's ticks from its first instant on, by its key."""
 
     def cache_configs(
         self, namespace: str, pods: Sequence[str], now: datetime

@@ -11,6 +11,7 @@ import pytest
 
 from kvquant.api.v1alpha1 import Phase
 from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
+from kvquant.core.ticking import TickNeed, Timeline
 from kvquant.errors import MetricsError
 from kvquant.ports import Metrics, RouterKey
 from kvquant.reconciler import Ref
@@ -32,6 +33,10 @@ class Hanging:
     def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
         self._hang()
         return self._metrics.evidence(needs, now)
+
+    def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
+        self._hang()
+        return self._metrics.ticks(needs, now)
 
     def cache_configs(
         self, namespace: str, pods: Sequence[str], now: datetime

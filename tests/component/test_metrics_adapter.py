@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -45,11 +45,12 @@ class Stub:
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                parts = urlsplit(self.path)
-                query = {k: v[0] for k, v in parse_qs(parts.query).items()}
-                stub.asked.append((parts.path, query))
-                status, body = stub.answer(parts.path, query)
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                text = self.rfile.read(length).decode()
+                query = {k: v[0] for k, v in parse_qs(text).items()}
+                stub.asked.append((self.path, query))
+                status, body = stub.answer(self.path, query)
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.send_header("Retry-After", "3600")

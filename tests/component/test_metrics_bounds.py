@@ -34,7 +34,8 @@ class Server:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
                 outer.authorizations.append(self.headers["Authorization"])
                 outer.respond(self)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from kvquant.core.evidence import ArmSample, CacheConfig, Evidence, EvidenceNeed, Histogram
+from kvquant.core.ticking import TickNeed, Timeline
 from kvquant.errors import MetricsError
 
 BOUNDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 600.0, math.inf)
@@ -22,6 +23,7 @@ class FakeMetrics:
     Attributes:
         answer: What to say of a need at an instant; the script, when there is one, comes first.
         script: Answers to the next calls, one each; the last one stays.
+        timeline: What to say of the ticks that a need asks for.
         configs: Cache configs by pod; a pod that is not in it has not been scraped.
         outage: Why nothing is answered, while Prometheus is out.
         asked: Every need of every call, in order.
@@ -32,6 +34,7 @@ class FakeMetrics:
             now, ArmSample(), ArmSample()
         )
         self.script: list[Answer] = []
+        self.timeline: Callable[[TickNeed, datetime], Timeline] = lambda need, now: Timeline(())
         self.configs: dict[str, CacheConfig] = {}
         self.outage: str | None = None
         self.asked: list[EvidenceNeed] = []
@@ -51,6 +54,10 @@ class FakeMetrics:
             if said is not None:
                 found[need.key] = said
         return found
+
+    def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
+        self._check_outage()
+        return {need.key: self.timeline(need, now) for need in needs}
 
     def cache_configs(
         self, namespace: str, pods: Sequence[str], now: datetime

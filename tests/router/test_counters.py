@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import re
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import pytest
 
+from kvquant.core import queries
+from kvquant.core.counters import Series
 from kvquant.core.envoy_bootstrap import LATENCY_BOUNDS_MS
+from kvquant.core.evidence import ArmNeed
+from kvquant.core.tick_queries import ROUTER_COUNTERS
+from kvquant.core.ticking import Scrapes, TickNeed, instants
 from tests.router.conftest import Stage
 from tests.router.harness import Engine, Envoy, eventually
 
@@ -74,21 +80,58 @@ async def refused(envoy: Envoy, engine: Engine) -> None:
     assert (await envoy.ask())[0] == 503
 
 
+async def nobody_healthy(envoy: Envoy, engine: Engine) -> None:
+    engine.healthy = False
+    healthy = 'envoy_cluster_membership_healthy{envoy_cluster_name="blue"}'
+    await eventually(lambda: _is_zero(envoy, healthy), 20, "the router should find nobody healthy")
+    assert (await envoy.ask())[0] == 503
+
+
 FATES: list[tuple[Fate, dict[str, float]]] = [
-    (whole, {"completed": 1, "2xx": 1, "time": 1}),
-    (engine_error, {"completed": 1, "5xx": 1, "time": 1}),
-    (client_error, {"completed": 1, "4xx": 1, "time": 1}),
-    (timeout_before_headers, {"completed": 1, "5xx": 1, "timeout": 1, "cut_by_router": 1}),
-    (timeout_within_answer, {"completed": 1, "2xx": 1, "timeout": 1, "cut_by_router": 1}),
-    (death_before_headers, {"completed": 1, "5xx": 1, "cut_by_engine": 1}),
-    (death_within_answer, {"completed": 1, "2xx": 1, "cut_by_engine": 1}),
-    (client_leaves_before_headers, {"cut_by_router": 1}),
-    (client_leaves_within_answer, {"completed": 1, "2xx": 1, "cut_by_router": 1}),
-    (refused, {"completed": 1, "5xx": 1, "connect_fail": 3, "retry": 2}),
+    (whole, {"total": 1, "completed": 1, "2xx": 1, "time": 1}),
+    (engine_error, {"total": 1, "completed": 1, "5xx": 1, "time": 1}),
+    (client_error, {"total": 1, "completed": 1, "4xx": 1, "time": 1}),
+    (
+        timeout_before_headers,
+        {"total": 1, "completed": 1, "5xx": 1, "504": 1, "timeout": 1, "cut_by_router": 1},
+    ),
+    (
+        timeout_within_answer,
+        {"total": 1, "completed": 1, "2xx": 1, "timeout": 1, "cut_by_router": 1},
+    ),
+    (
+        death_before_headers,
+        {"total": 1, "completed": 1, "5xx": 1, "503": 1, "cut_by_engine": 1},
+    ),
+    (death_within_answer, {"total": 1, "completed": 1, "2xx": 1, "cut_by_engine": 1}),
+    (client_leaves_before_headers, {"total": 1, "cut_by_router": 1}),
+    (client_leaves_within_answer, {"total": 1, "completed": 1, "2xx": 1, "cut_by_router": 1}),
+    (
+        refused,
+        {
+            "completed": 1,
+            "5xx": 1,
+            "503": 1,
+            "connect_fail": 3,
+            "eject": 3,
+            "retry": 2,
+            "only_refused": 1,
+        },
+    ),
+    (nobody_healthy, {"completed": 1, "5xx": 1, "503": 1, "none_healthy": 1}),
 ]
 
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 ARM = 'envoy_cluster_name="blue"'
 SERIES = {
+    "total": f"envoy_cluster_upstream_rq_total{{{ARM}}}",
+    "eject": f"envoy_cluster_upstream_rq_pending_failure_eject{{{ARM}}}",
+    "only_refused": f"envoy_cluster_upstream_rq_retry_limit_exceeded{{{ARM}}}",
+    "none_healthy": f"envoy_cluster_upstream_cx_none_healthy{{{ARM}}}",
+    **{
+        code: f'envoy_cluster_upstream_rq{{envoy_response_code="{code}",{ARM}}}'
+        for code in ("503", "504")
+    },
     "completed": f"envoy_cluster_upstream_rq_completed{{{ARM}}}",
     **{
         f"{c}xx": f'envoy_cluster_upstream_rq_xx{{envoy_response_code_class="{c}",{ARM}}}'
@@ -125,6 +168,69 @@ async def test_each_fate_moves_its_own_counters(
         return True
 
     await eventually(as_expected, 5, f"counters should move by {moved}")
+
+
+@pytest.mark.parametrize(
+    ("fate", "failed", "unanswered"),
+    [
+        (whole, 0, 0),
+        (engine_error, 1, 0),
+        (timeout_before_headers, 1, 1),
+        (timeout_within_answer, 1, 1),
+        (death_before_headers, 1, 1),
+        (death_within_answer, 1, 1),
+        (client_leaves_before_headers, 0, 0),
+        (refused, 1, 1),
+        (nobody_healthy, 1, 1),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+async def test_each_fate_is_one_request_started_and_failed_as_the_client_saw_it(
+    stage: Stage, fate: Fate, failed: int, unanswered: int
+) -> None:
+    envoy = await stage.start(request_timeout=TIMEOUT)
+    assert await sample(envoy) == (0, 0, 0, 0)
+    await fate(envoy, stage.engines["blue-0"])
+    answered = 0 if unanswered or fate is client_leaves_before_headers else 1
+
+    async def as_expected() -> bool:
+        assert await sample(envoy) == (1, failed, unanswered, answered)
+        return True
+
+    await eventually(as_expected, 5, "the sample should tell it")
+
+
+async def sample(envoy: Envoy) -> tuple[float | None, ...]:
+    """Return started, failed, unanswered and answered, as the ticks have them."""
+    window = instants(0, 0)
+    assert window is not None
+    pod = {"namespace": "ns", "pod": "r-7d9f8b6c5-aaaaa"}
+    series = [
+        Series(dict(_LABEL.findall(labels)) | pod | {"__name__": name}, [(0, value)])
+        for name, labels, value in (
+            (*key.rstrip("}").split("{", 1), value)
+            for key, value in (await envoy.metrics()).items()
+            if "{" in key
+        )
+    ]
+    wanted = {
+        "": [s for s in series if s.name in ROUTER_COUNTERS],
+        "latency": [s for s in series if s.name == queries.LATENCY],
+    }
+    scrapes = Scrapes(window)
+    scrapes.add_seen(routers=[Series(pod, [(0, 0)])])
+    # As the query has it: of the classes and codes only those that are failures.
+    scrapes.add_router_counters(
+        s
+        for s in wanted[""]
+        if s.labels.get(queries.CLASS_LABEL, queries.SERVER_ERRORS) == queries.SERVER_ERRORS
+    )
+    scrapes.add_router_latency(wanted["latency"])
+    since = datetime.fromtimestamp(0, UTC)
+    need = TickNeed("k", "ns", "r", ArmNeed("blue", "a"), ArmNeed("green", "b"), since)
+    found = scrapes.timelines([need])["k"].ticks[0].baseline.routers[pod["pod"]]
+    assert found.latency is not None
+    return found.started, found.failed, found.unanswered, found.latency.counts[-1]
 
 
 async def test_requests_in_flight_are_counted(stage: Stage) -> None:
@@ -178,6 +284,8 @@ async def test_a_request_that_another_pod_answers_counts_as_answered(stage: Stag
         # One connection that fails takes every request that waits for it along.
         assert moved["retry"] >= moved["connect_fail"] > 0
         assert (moved["completed"], moved["2xx"], moved["time"], moved["5xx"]) == (40, 40, 40, 0)
+        assert moved["eject"] == moved["retry"]
+        assert (moved["total"], moved["only_refused"]) == (40, 0)
         return True
 
     await eventually(whole_and_good, 5, "retried requests should count once, as answered")

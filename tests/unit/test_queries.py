@@ -103,5 +103,5 @@ def test_backslashes_reach_the_regular_expression() -> None:
 
 
 def test_the_cache_config_is_asked_with_its_time() -> None:
-    text = queries.cache_config_times("ns", ["b-1", "a-1"])
+    text = queries.cache_config_times(["ns"], ["b-1", "a-1"])
     assert text == 'timestamp(vllm:cache_config_info{namespace=~"ns",pod=~"a-1|b-1"})'

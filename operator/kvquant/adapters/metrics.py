@@ -6,9 +6,10 @@ everything, few and short retries, warnings of partial answers, and numbers inst
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -24,9 +25,15 @@ from kvquant.core import queries
 from kvquant.core.counters import Series
 from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
 from kvquant.core.reading import Readings, cache_config
+from kvquant.core.scope import EVERYWHERE, Scope
+from kvquant.core.tick_queries import TickQueries
+from kvquant.core.ticking import GRID, Scrapes, TickNeed, Timeline, instants, last_instant
 from kvquant.errors import MetricsError
 
 DEFAULT_TIMEOUT = 10.0
+
+DEFAULT_DELAY = timedelta(seconds=1)
+"""A scrape takes a moment, and is stored under the time when it began."""
 
 LARGEST_ANSWER = 64 * 2**20
 """Bytes of the longest answer that is read, decompressed."""
@@ -34,12 +41,23 @@ LARGEST_ANSWER = 64 * 2**20
 CONNECTIONS = 32
 """Most connections that are kept; rollouts ask from threads of their own."""
 
+MOST_POINTS, MOST_INSTANTS = 1_000_000, 1000
+"""Of one answer about the past: samples, for its size, and instants, of which Prometheus allows
+11,000. A longer past is read in parts."""
+
+SERIES_OF_A_ROLLOUT = 200
+"""What one query returns for one rollout, roughly: buckets of a few pods."""
+
+SET_WITHIN = 3
+"""Of the time for one query, as many may a set of them take before no more are sent."""
+
 # One more try is for a connection that broke or a proxy that reloads. A slow answer is not asked
 # for again, because the next look at the evidence does that anyway. A server that says when to
 # come back is not obeyed: it would decide how long a rollback takes.
 _RETRY = Retry(
     total=1,
     read=False,
+    allowed_methods=None,
     status_forcelist=(502, 503, 504),
     backoff_factor=0.2,
     raise_on_status=False,
@@ -55,6 +73,8 @@ class PrometheusMetrics:
         url: str,
         timeout: float = DEFAULT_TIMEOUT,
         session: requests.Session | None = None,
+        scope: Scope = EVERYWHERE,
+        delay: timedelta = DEFAULT_DELAY,
     ) -> None:
         """Make the client; nothing is sent yet.
 
@@ -63,15 +83,19 @@ class PrometheusMetrics:
                 and a password in it are sent, and told to nobody.
             timeout: Longest wait for a connection, and for an answer, in seconds.
             session: Session that bears headers, credentials and trust, if they are needed.
+            scope: How Prometheus labels the pods.
+            delay: How long after a scrape began its samples are found by queries.
         """
         session = session or requests.Session()
         url, credentials = _without_credentials(url.rstrip("/"))
         if credentials is not None:
             session.auth = credentials
         self._timeout = timeout
+        self._scope = scope
+        self._delay = delay
         self._where = urlsplit(url).netloc or url
         session.hooks["response"].append(_refuse_partial)
-        self._prometheus = PrometheusConnect(url, session=session)
+        self._prometheus = PrometheusConnect(url, session=session, method="POST")
         session.mount(url, _BoundedAdapter(timeout))
 
     def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
@@ -84,13 +108,55 @@ class PrometheusMetrics:
             return {}
         window = queries.window(needs, now)
         router = [
-            *self._range(queries.router_counters(needs), window),
-            *self._range(queries.router_latency(needs), window),
+            *self._range(queries.router_counters(needs, self._scope), window),
+            *self._range(queries.router_latency(needs, self._scope), window),
         ]
-        engines = self._range(queries.engine_counters(needs), window)
+        engines = self._range(queries.engine_counters(needs, self._scope), window)
         try:
             readings = Readings.of(window, router, engines)
             return {need.key: readings.evidence(need, now) for need in needs}
+        except (KeyError, ValueError, OverflowError) as error:
+            raise self._nonsense(error) from error
+
+    def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
+        """Return the ticks of each need, by its key, with the same few queries for any number.
+
+        A long past is read in parts, the oldest first: what reaches the present is `complete`.
+
+        Raises:
+            MetricsError: Prometheus did not answer, or answered what cannot be relied on.
+        """
+        if not needs:
+            return {}
+        end = last_instant(now, self._delay)
+        step = GRID.total_seconds()
+        most = max(1, min(MOST_INSTANTS, MOST_POINTS // (SERIES_OF_A_ROLLOUT * len(needs))))
+        first = min(need.first for need in needs)
+        window = instants(first, min(end, first + (most - 1) * step))
+        if window is None:
+            return {need.key: Timeline(()) for need in needs}
+        texts = TickQueries.of(needs, self._scope)
+        deadline = time.monotonic() + SET_WITHIN * self._timeout
+
+        def read(query: str) -> list[Series]:
+            if time.monotonic() > deadline:
+                raise MetricsError(
+                    f"Prometheus at {self._where} takes too long over a set of queries (more than "
+                    f"{SET_WITHIN * self._timeout:g} s): look at its load, or raise "
+                    "KVQUANT_PROMETHEUS_TIMEOUT."
+                )
+            return self._range(query, window)
+
+        scrapes = Scrapes(window)
+        try:
+            scrapes.add_seen(routers=read(texts.routers_seen), engines=read(texts.engines_seen))
+            scrapes.add_router_counters(read(texts.router_counters))
+            scrapes.add_router_latency(read(texts.router_latency))
+            scrapes.add_engines_started(read(texts.engines_started))
+            scrapes.add_engine_scalars(read(texts.engine_scalars))
+            for name, text in texts.engine_histograms.items():
+                scrapes.add_engine_histogram(name, read(text))
+            return scrapes.timelines(needs, complete=window.end >= end)
         except (KeyError, ValueError, OverflowError) as error:
             raise self._nonsense(error) from error
 
@@ -104,7 +170,7 @@ class PrometheusMetrics:
         """
         if not pods:
             return {}
-        query = queries.cache_config_times(namespace, pods)
+        query = queries.cache_config_times([namespace], pods, self._scope)
         answer = self._ask(
             self._prometheus.custom_query,
             query,
@@ -113,7 +179,7 @@ class PrometheusMetrics:
         by_pod: dict[str, list[tuple[Series, float]]] = defaultdict(list)
         try:
             for entry in answer:
-                series = Series(entry["metric"], ())
+                series = Series(self._ours(entry["metric"]), ())
                 by_pod[series.labels["pod"]].append((series, float(entry["value"][1])))
             configs = {pod: cache_config(found) for pod, found in by_pod.items()}
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
@@ -144,7 +210,7 @@ class PrometheusMetrics:
         try:
             return [
                 Series(
-                    dict(entry["metric"]),
+                    self._ours(entry["metric"]),
                     # Milliseconds are what Prometheus counts in; so instants can be compared.
                     [(round(float(t) * 1000) / 1000, float(v)) for t, v in entry["values"]],
                 )
@@ -152,6 +218,15 @@ class PrometheusMetrics:
             ]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._nonsense(error) from error
+
+    def _ours(self, labels: Mapping[str, str]) -> dict[str, str]:
+        """Return the labels with a pod's namespace and name under the names that we use."""
+        ours = dict(labels)
+        # What else may be called so, such as the exporter's own namespace, is not asked for.
+        for own, theirs in (("namespace", self._scope.namespace), ("pod", self._scope.pod)):
+            if theirs in labels:
+                ours[own] = labels[theirs]
+        return ours
 
     def _ask(self, method: Any, query: str, **arguments: Any) -> list[Any]:
         try:
@@ -196,6 +271,7 @@ class _BoundedAdapter(HTTPAdapter):
         self._within = 3 * timeout
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
+        _carry_in_body(request)
         response = super().send(request, *args, **kwargs)
         try:
             body = bounded.read(response.raw, LARGEST_ANSWER, self._within)
@@ -208,6 +284,17 @@ class _BoundedAdapter(HTTPAdapter):
         response._content = body
         response._content_consumed = True
         return response
+
+
+def _carry_in_body(request: requests.PreparedRequest) -> None:
+    """Move what a POST asks into its body: an address may only be so long."""
+    parts = urlsplit(str(request.url))
+    if request.method != "POST" or not parts.query or request.body:
+        return
+    request.url = urlunsplit(parts._replace(query=""))
+    request.body = parts.query.encode()
+    request.headers["Content-Type"] = "application/x-www-form-urlencoded"
+    request.headers["Content-Length"] = str(len(request.body))
 
 
 def _without_credentials(url: str) -> tuple[str, tuple[str, str] | None]:

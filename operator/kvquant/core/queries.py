@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kvquant.core.evidence import EvidenceNeed
+from kvquant.core.scope import EVERYWHERE, Scope
 
 # Envoy 1.40, counters by upstream cluster (a router's slot), as measured:
 #
@@ -28,15 +29,30 @@ from kvquant.core.evidence import EvidenceNeed
 #   is cut in its stream               +1                                   +1
 #   meets a refusal, then answered     +1                                                     +1
 #   meets only refusals                +1    +1 (code 503)
+#   finds no healthy pod               +1    +1 (code 503)
 #   is given up by its client        +1 if in its stream, else nothing
 #
 # `completed` and the codes count when the headers go out, each request once, retries or not.
+#
+#   a request that             total  retry  failure_eject  limit_exceeded  none_healthy
+#   reaches a pod at once        +1
+#   meets a refusal, then not    +1     +1         +1
+#   meets only refusals                 +2         +3             +1
+#   finds no healthy pod                                                         +1
+#
+# `total` counts at once when a request has got a connection, whatever becomes of it afterwards: so
+# total - retry + failure_eject + none_healthy is how many were started, each once.
 COMPLETED = "envoy_cluster_upstream_rq_completed"
 BY_CLASS = "envoy_cluster_upstream_rq_xx"
 BY_CODE = "envoy_cluster_upstream_rq"
 TIMEOUTS = "envoy_cluster_upstream_rq_timeout"
 RESETS = "envoy_cluster_upstream_cx_destroy_remote_with_active_rq"
 ACTIVE = "envoy_cluster_upstream_rq_active"
+TRIES = "envoy_cluster_upstream_rq_total"
+RETRIES = "envoy_cluster_upstream_rq_retry"
+REFUSED_TRIES = "envoy_cluster_upstream_rq_pending_failure_eject"
+ONLY_REFUSED = "envoy_cluster_upstream_rq_retry_limit_exceeded"
+NOBODY_THERE = "envoy_cluster_upstream_cx_none_healthy"
 HEALTHY = "envoy_cluster_membership_healthy"
 ROUTER_UPTIME = "envoy_server_uptime"
 LATENCY = "envoy_cluster_upstream_rq_time_bucket"
@@ -100,37 +116,45 @@ def window(needs: Iterable[EvidenceNeed], now: datetime) -> Window:
     return Window(end - steps * step, end, max(1, step))
 
 
-def router_counters(needs: Sequence[EvidenceNeed]) -> str:
+def router_counters(needs: Sequence[EvidenceNeed], scope: Scope = EVERYWHERE) -> str:
     """Select the routers' counters of requests, requests in flight and uptimes."""
     metrics = (COMPLETED, BY_CLASS, BY_CODE, TIMEOUTS, RESETS, ACTIVE, HEALTHY, ROUTER_UPTIME)
-    return _select(
+    return scope.select(
         f'__name__=~"{"|".join(metrics)}"',
-        *_where(needs, [need.router for need in needs]),
+        *_where(needs, [need.router for need in needs], scope),
         # The first alternative is empty, because each label is missing in some of the metrics.
-        _one_of(CLUSTER_LABEL, ["", *_slots(needs)]),
-        _one_of(CLASS_LABEL, ["", SERVER_ERRORS]),
-        _one_of(CODE_LABEL, ["", UNAVAILABLE, TIMED_OUT]),
+        one_of(CLUSTER_LABEL, ["", *_slots(needs)]),
+        one_of(CLASS_LABEL, ["", SERVER_ERRORS]),
+        one_of(CODE_LABEL, ["", UNAVAILABLE, TIMED_OUT]),
     )
 
 
-def router_latency(needs: Sequence[EvidenceNeed]) -> str:
+def router_latency(needs: Sequence[EvidenceNeed], scope: Scope = EVERYWHERE) -> str:
     """Select the routers' latency histograms; their bounds are milliseconds."""
-    return LATENCY + _select(
-        *_where(needs, [need.router for need in needs]), _one_of(CLUSTER_LABEL, _slots(needs))
+    return LATENCY + scope.select(
+        *_where(needs, [need.router for need in needs], scope), one_of(CLUSTER_LABEL, _slots(needs))
     )
 
 
-def engine_counters(needs: Sequence[EvidenceNeed]) -> str:
+def engine_counters(needs: Sequence[EvidenceNeed], scope: Scope = EVERYWHERE) -> str:
     """Select the engines' preemptions, finished requests and starts."""
     metrics = (PREEMPTIONS, FINISHED, ENGINE_STARTED)
     deployments = [arm.deployment for need in needs for arm in (need.baseline, need.canary)]
-    return _select(f'__name__=~"{"|".join(metrics)}"', *_where(needs, deployments))
+    return scope.select(f'__name__=~"{"|".join(metrics)}"', *_where(needs, deployments, scope))
 
 
-def cache_config_times(namespace: str, pods: Sequence[str]) -> str:
-    """Ask when each pod's cache config was sampled; the config itself is in the labels."""
-    selector = _select(_one_of("namespace", [namespace]), _one_of("pod", pods))
-    return f"timestamp({CACHE_CONFIG}{selector})"
+def cache_config_times(
+    namespaces: Iterable[str], pods: Sequence[str] = (), scope: Scope = EVERYWHERE
+) -> str:
+    """Ask when each pod's cache config was sampled; the config itself is in the labels.
+
+    Args:
+        namespaces: Where the pods are.
+        pods: Their names; none asks for all pods of the namespaces.
+        scope: How Prometheus labels them.
+    """
+    named = [one_of(scope.pod, pods)] if pods else []
+    return f"timestamp({CACHE_CONFIG}{scope.select(one_of(scope.namespace, namespaces), *named)})"
 
 
 def pods_of(deployment: str) -> str:
@@ -139,28 +163,38 @@ def pods_of(deployment: str) -> str:
     A pod is called `<deployment>-<hash of the template>-<five characters>`; a long name is cut.
     """
     prefix = f"{deployment}-"
-    if len(prefix) + len("0123456789-") <= _POD_NAME_LIMIT:
+    if not is_cut(deployment):
         return f"{_literal(prefix)}[a-z0-9]{{1,10}}-[a-z0-9]{{5}}"
     return f"{_literal(prefix[:_POD_NAME_LIMIT])}[a-z0-9-]{{5,16}}"
 
 
-def _where(needs: Sequence[EvidenceNeed], deployments: Iterable[str]) -> tuple[str, str]:
+def is_cut(deployment: str) -> bool:
+    """Tell whether Kubernetes may cut the names of a Deployment's pods."""
+    return len(f"{deployment}-") + len("0123456789-") > _POD_NAME_LIMIT
+
+
+def any_pod_of(label: str, deployments: Iterable[str]) -> str:
+    """Return the matcher of the pods of any of the Deployments."""
     pods = "|".join(sorted({pods_of(name) for name in deployments}))
-    return _one_of("namespace", [n.namespace for n in needs]), f'pod=~"{_quoted(pods)}"'
+    return f'{label}=~"{_quoted(pods)}"'
 
 
-def _slots(needs: Iterable[EvidenceNeed]) -> list[str]:
-    return [slot for need in needs for slot in (need.baseline.slot, need.canary.slot)]
-
-
-def _one_of(label: str, values: Iterable[str]) -> str:
+def one_of(label: str, values: Iterable[str]) -> str:
+    """Return the matcher of a label that has any of the values."""
     # The order is fixed, so that the same question is the same text to caches on the way.
     alternatives = "|".join(sorted({_literal(value) for value in values}))
     return f'{label}=~"{_quoted(alternatives)}"'
 
 
-def _select(*matchers: str) -> str:
-    return "{" + ",".join(matchers) + "}"
+def _where(
+    needs: Sequence[EvidenceNeed], deployments: Iterable[str], scope: Scope
+) -> tuple[str, str]:
+    namespaces = one_of(scope.namespace, [n.namespace for n in needs])
+    return namespaces, any_pod_of(scope.pod, deployments)
+
+
+def _slots(needs: Iterable[EvidenceNeed]) -> list[str]:
+    return [slot for need in needs for slot in (need.baseline.slot, need.canary.slot)]
 
 
 def _literal(text: str) -> str:

@@ -1,0 +1,133 @@
+"""The PromQL texts that ticks are made of: one set for all rollouts together.
+
+Every query aggregates away what the analysis does not ask for. That keeps the answers small, and a
+pod that two jobs scrape, or two Prometheus replicas, counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvquant.core import queries
+from kvquant.core.evidence import ArmNeed
+from kvquant.core.scope import Scope
+from kvquant.engines import vllm_metrics
+
+ROUTER_COUNTERS = (
+    queries.TRIES,
+    queries.RETRIES,
+    queries.REFUSED_TRIES,
+    queries.ONLY_REFUSED,
+    queries.NOBODY_THERE,
+    queries.BY_CLASS,
+    queries.BY_CODE,
+    queries.TIMEOUTS,
+    queries.RESETS,
+    queries.ACTIVE,
+    queries.HEALTHY,
+)
+
+MOST_NAMED = 30
+"""Rollouts whose pods a selector names. Of more, Prometheus would match each pod of the namespaces
+against a long expression; it is quicker to take all pods there and to sort them here."""
+
+
+class Wanted(Protocol):
+    """What a selector must know of a rollout."""
+
+    @property
+    def namespace(self) -> str:
+        """Namespace of router and pools."""
+
+    @property
+    def router(self) -> str:
+        """Name of the router's Deployment."""
+
+    @property
+    def baseline(self) -> ArmNeed:
+        """The pool that serves today."""
+
+    @property
+    def canary(self) -> ArmNeed:
+        """The pool with the quantized cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class TickQueries:
+    """The texts, each to be asked over the same instants.
+
+    Attributes:
+        routers_seen: When each router pod's newest sample was scraped.
+        router_counters: Counters and gauges by router pod and slot.
+        router_latency: Buckets by router pod and slot, in milliseconds.
+        engines_seen: When each engine pod's newest sample was scraped.
+        engines_started: When each engine pod's process started.
+        engine_scalars: Counters and gauges by engine pod.
+        engine_histograms: Buckets and sums by engine pod, a query for each histogram's name.
+    """
+
+    routers_seen: str
+    router_counters: str
+    router_latency: str
+    engines_seen: str
+    engines_started: str
+    engine_scalars: str
+    engine_histograms: Mapping[str, str]
+
+    @classmethod
+    def of(cls, needs: Sequence[Wanted], scope: Scope) -> TickQueries:
+        """Return the texts that serve all the rollouts.
+
+        Args:
+            needs: The rollouts; at least one.
+            scope: How Prometheus labels their pods.
+        """
+        slots = {arm.slot for need in needs for arm in (need.baseline, need.canary)}
+        routers = _where(needs, [need.router for need in needs], scope)
+        engines = _where(
+            needs, [arm.deployment for n in needs for arm in (n.baseline, n.canary)], scope
+        )
+        pod = f"{scope.namespace},{scope.pod}"
+        slot = queries.CLUSTER_LABEL
+        witness = vllm_metrics.WITNESS + scope.select(*engines)
+        code, cls_ = queries.CODE_LABEL, queries.CLASS_LABEL
+        counters = scope.select(
+            f'__name__=~"{"|".join(ROUTER_COUNTERS)}"',
+            *routers,
+            queries.one_of(slot, slots),
+            # The first alternative is empty, because each label is missing in most of the metrics.
+            queries.one_of(cls_, ["", queries.SERVER_ERRORS]),
+            queries.one_of(code, ["", queries.UNAVAILABLE, queries.TIMED_OUT]),
+        )
+        latency = queries.LATENCY + scope.select(*routers, queries.one_of(slot, slots))
+        uptime = queries.ROUTER_UPTIME + scope.select(*routers)
+        started = queries.ENGINE_STARTED + scope.select(*engines)
+        return cls(
+            routers_seen=f"max by({pod})(timestamp({uptime}))",
+            router_counters=f"max by(__name__,{pod},{slot},{cls_},{code})({counters})",
+            router_latency=f"max by({pod},{slot},le)({latency})",
+            engines_seen=f"max by({pod})(timestamp({witness}))",
+            # A sidecar has a start of its own: only what is scraped from the engine's port counts.
+            engines_started=f"max by({pod})({started} and on({pod},instance) {witness})",
+            engine_scalars=_summed(scope, engines, vllm_metrics.SCALARS),
+            engine_histograms={
+                name: _summed(scope, engines, (f"{name}_bucket", f"{name}_sum"))
+                for name in vllm_metrics.HISTOGRAMS
+            },
+        )
+
+
+def _summed(scope: Scope, where: Sequence[str], names: Sequence[str] | Mapping[str, str]) -> str:
+    """Sum what one process counts in parts, after what is scraped twice was taken once."""
+    selector = scope.select(f'__name__=~"{"|".join(names)}"', *where)
+    by = f"__name__,{scope.namespace},{scope.pod},le"
+    return f"sum by({by})(max by({by},{','.join(vllm_metrics.PARTS)})({selector}))"
+
+
+def _where(needs: Sequence[Wanted], deployments: Sequence[str], scope: Scope) -> list[str]:
+    matchers = [queries.one_of(scope.namespace, [need.namespace for need in needs])]
+    if len(needs) <= MOST_NAMED:
+        matchers.append(queries.any_pod_of(scope.pod, deployments))
+    return matchers
