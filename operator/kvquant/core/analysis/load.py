@@ -16,7 +16,12 @@ from kvquant.core.analysis.settings import Settings
 from kvquant.core.analysis.signals import queues
 
 STRETCH = 1.3
-"""Load per pod that a step may bring, as a multiple of what was tested."""
+"""Load per pod that a step may bring, as a multiple of what was tested.
+
+Tested is what canary pods carried, or what baseline pods carry at the same time: a canary of one
+pod beside a baseline of two could otherwise never leave the first step, and that it carries what
+the baseline does is what the next step is there to find out.
+"""
 
 LATELY = 4
 """Batches by which one tells whether an arm queues now."""
@@ -73,9 +78,10 @@ def judge_load(
         return Load(ratio, here / scale, tested / scale)
     coming = sum(rates) * tick.next_weight / 100
     after = coming / max(1, tick.next_replicas)
-    if after <= STRETCH * tested:
+    known = max(tested, base)
+    if after <= STRETCH * known:
         return Load(ratio, here / scale, tested / scale, after / scale)
-    needed = math.ceil(coming / (STRETCH * tested))
+    needed = math.ceil(coming / (STRETCH * known))
     return Load(
         ratio,
         here / scale,
@@ -84,7 +90,7 @@ def judge_load(
         replicas_needed=needed,
         message=(
             f"The next step would bring {after / scale:.3g} requests/s to each canary pod, "
-            f"{after / tested:.2g} times what has been tested ({tested / scale:.3g}): it needs "
+            f"{after / known:.2g} times what any pod has carried ({known / scale:.3g}): it needs "
             f"{needed} canary pods instead of {tick.next_replicas}."
         ),
     )

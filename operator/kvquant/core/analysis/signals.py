@@ -62,7 +62,7 @@ class Harm:
 
 def usable(batches: Sequence[Batch]) -> list[Batch]:
     """Return the batches that are evidence of anything but deaths."""
-    return [b for b in batches if b.warm and b.whole and b.calm and 0 < b.weight and b.step > 0]
+    return [b for b in batches if b.warm and b.whole and b.calm and b.weight > 0 and b.step > 0]
 
 
 def clear(batches: Sequence[Batch], threshold: float) -> list[Batch]:
@@ -153,7 +153,7 @@ def slower(
 def quantile_of(
     ledger: Ledger, batches: Sequence[Batch], arm: int, quantile: float
 ) -> float | None:
-    """Return an arm's latency quantile in seconds, for people; None when it is beyond the bounds."""
+    """Return an arm's latency quantile in seconds, for people; None beyond the bounds."""
     bounds = ledger.bounds.get("router.latency")
     told = [b for b in batches if _told(b, arm, "latency")]
     if bounds is None or not told:
@@ -365,8 +365,11 @@ def _shares(
 def _difference(
     xc: Array, nc: Array, xb: Array, nb: Array, tolerance: float, prior: Prior
 ) -> Estimate | None:
-    """Return the mean difference of two shares beyond a tolerance, batches weighted as by
-    Mantel and Haenszel, with the binomial variance of equal arms as the unit."""
+    """Return the mean difference of two shares beyond a tolerance.
+
+    Batches are weighted as by Mantel and Haenszel (1959); the unit of variance is the binomial one
+    of equal arms.
+    """
     weights = np.where((nc > 0) & (nb > 0), nc * nb / np.maximum(nc + nb, 1e-9), 0.0)
     total_c, total_b = float(nc.sum()), float(nb.sum())
     if total_c <= 0 or total_b <= 0:
