@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+from kvquant.analysing import Analyses
 from kvquant.api import names
 from kvquant.api.v1alpha1 import Phase, PodProof, Status, Verdict
 from kvquant.beginning import candidate
 from kvquant.core import regime
-from kvquant.core.evidence import ArmNeed, CacheConfig, EvidenceNeed
+from kvquant.core.evidence import CacheConfig
 from kvquant.core.machine import RUNNING
 from kvquant.core.manifests import Object, replicas_of, template_hash
 from kvquant.core.observation import (
@@ -20,7 +21,7 @@ from kvquant.core.observation import (
     RouterView,
     TargetView,
 )
-from kvquant.core.plan import spec_hash
+from kvquant.core.plan import Plan, spec_hash
 from kvquant.errors import MetricsError, TemplateError
 from kvquant.ports import Cluster, Metrics, RouterKey, Traffic
 from kvquant.world import ENGINE_CONTAINER, World, annotations_of, pod_view
@@ -55,6 +56,7 @@ def observe(
     metrics: Metrics,
     traffic: Traffic,
     now: datetime,
+    analyses: Analyses,
     problem: Problem | None = None,
 ) -> Observation:
     """Return everything that a decision may need. Metrics that fail are a finding, no error.
@@ -66,6 +68,7 @@ def observe(
         metrics: Where the evidence comes from.
         traffic: What the routers say.
         now: The present instant.
+        analyses: What was made of the evidence so far.
         problem: What of the status could not be done in this pass, and never can be as it is.
 
     Raises:
@@ -107,9 +110,8 @@ def observe(
     try:
         seen = replace(seen, proofs=_proofs(world, seen, metrics, now))
         if not status.settled:
-            need = _need(world)
-            evidence = metrics.evidence([need], now).get(need.key)
-            seen = replace(seen, evidence=evidence)
+            evidence, report = analyses.look(world, Plan.of(rollout.spec), metrics, now)
+            seen = replace(seen, evidence=evidence, report=report)
     except MetricsError as error:
         seen = replace(seen, metrics_problem=str(error))
     return seen
@@ -175,26 +177,3 @@ def _proofs(
                 spec.kv_cache.head_dim,
             )
     return tuple(passed[name] for name in sorted(passed))
-
-
-def _need(world: World) -> EvidenceNeed:
-    status, metadata = world.rollout.status, world.rollout.metadata
-    assert status.baseline is not None and status.canary is not None  # noqa: S101
-    since = status.step_started_at or status.phase_started_at
-    assert since is not None and status.router is not None  # noqa: S101
-    # A step that leaves the baseline without requests is compared with the baseline of the step
-    # before. What it did longer ago says too little of the present load.
-    before = status.previous_step_started_at
-    earlier = (
-        status.phase is Phase.PROGRESSING and status.weights.canary == 100 and before is not None
-    )
-    return EvidenceNeed(
-        key=f"{metadata.namespace}/{metadata.name}",
-        namespace=metadata.namespace,
-        router=status.router,
-        baseline=ArmNeed(status.baseline.slot, status.baseline.deployment),
-        canary=ArmNeed(status.canary.slot, status.canary.deployment),
-        since=since,
-        baseline_since=before if earlier else None,
-        baseline_until=since if earlier else None,
-    )

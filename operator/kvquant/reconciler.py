@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 from pydantic import ValidationError
 
 from kvquant.acting import Actor
+from kvquant.analysing import Analyses
 from kvquant.api import names
 from kvquant.api.conditions import Standing, set_standing
 from kvquant.api.v1alpha1 import Condition, Phase, Status
+from kvquant.core.judgement import GRID
 from kvquant.core.machine import decide
 from kvquant.core.observation import Problem
 from kvquant.core.plan import Plan
@@ -63,9 +66,26 @@ class Reconciler:
     """Runs passes. Safe to share between threads, one rollout being in one thread at a time."""
 
     def __init__(
-        self, cluster: Cluster, metrics: Metrics, traffic: Traffic, clock: Clock, actor: Actor
+        self,
+        cluster: Cluster,
+        metrics: Metrics,
+        traffic: Traffic,
+        clock: Clock,
+        actor: Actor,
+        grid: timedelta = GRID,
     ) -> None:
+        """Make it ready for passes.
+
+        Args:
+            cluster: The Kubernetes API.
+            metrics: Prometheus.
+            traffic: The data plane's weights.
+            clock: The present instant.
+            actor: What does to the cluster what statuses say.
+            grid: Time between two ticks of the evidence.
+        """
         self._cluster = cluster
+        self._analyses = Analyses(grid)
         self._metrics = metrics
         self._questions = Questions(metrics)
         self._traffic = traffic
@@ -91,6 +111,7 @@ class Reconciler:
         """
         raw = self._cluster.get(names.KIND, ref.namespace, ref.name)
         if raw is None:
+            self._analyses.forget(ref.namespace, ref.name)
             return Result(0, done=True)
         try:
             world = read(self._cluster, raw)
@@ -113,6 +134,7 @@ class Reconciler:
         """
         raw = self._cluster.get(names.KIND, ref.namespace, ref.name)
         if raw is None:
+            self._analyses.forget(ref.namespace, ref.name)
             return Result(0, done=True)
         try:
             world = read(self._cluster, raw)
@@ -171,7 +193,9 @@ class Reconciler:
             problem = Problem(reason, str(error))
         now = self._clock()
         asked = requests(world, cluster_kill, deleting=deleting)
-        seen = observe(world, asked, self._cluster, metrics, self._traffic, now, problem)
+        seen = observe(
+            world, asked, self._cluster, metrics, self._traffic, now, self._analyses, problem
+        )
         decision = decide(Plan.of(rollout.spec), rollout.status, seen, now)
         if decision.status != rollout.status:
             document = rollout.model_copy(update={"status": decision.status}).status_document()
@@ -182,6 +206,8 @@ class Reconciler:
                 return Result(0)
         # Weights are served by the next pass. Until then they are but words: a kill switch, above
         # all, must not wait for whatever this phase waits for.
+        if decision.status.settled:
+            self._analyses.forget(rollout.metadata.namespace, rollout.metadata.name)
         moved = decision.status.weights != rollout.status.weights
         return Result(
             0.0 if moved else decision.requeue_after.total_seconds(),

@@ -102,39 +102,39 @@ class Step(Model):
     """Share of requests that the canary gets in this step, in per cent."""
     soak: Duration = "15m"
     """Shortest time that the step lasts, counted from the moment its weight was committed."""
+    on_inconclusive: Literal["hold", "proceed", "rollback"] = "hold"
+    """What to do when the evidence has not decided within `decideWithin`: wait on, go to the next
+    step all the same, or roll back."""
+    decide_within: PositiveDuration = "2h"
+    """Time after which `onInconclusive` applies, counted like the soak."""
 
 
-class SignalSettings(Model):
-    """Evidence that one signal needs and the harm that it tolerates."""
-
-    min_requests: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    """Requests that each arm must have finished in this step before the signal may pass.
-    Default: analysis.minRequests."""
-
-
-class PageFaults(SignalSettings):
+class PageFaults(Model):
     """Preemptions per request: sequences thrown out of a full KV cache and computed again."""
 
     tolerance_percent: Percent = 5
-    """Preemptions per 100 requests by which the canary may exceed the concurrent baseline."""
+    """Preemptions per 100 requests by which the canary may exceed twice the concurrent
+    baseline's."""
 
 
-class OOMRetries(SignalSettings):
+class OOMRetries(Model):
     """Engine deaths of any exit code, and the 5xx, time-outs and resets that they cause."""
 
     tolerance_percent: Percent = 1
     """Failed requests per 100 (5xx, time-outs, resets at the router) by which the canary may
     exceed the concurrent baseline."""
-    max_restarts: Annotated[int, Field(ge=0, le=100)] = 0
-    """Engine restarts in one step by which the canary may exceed the concurrent baseline."""
+    max_restarts: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Engine restarts in one step by which the canary may exceed the concurrent baseline before
+    it is rolled back whatever the statistics say. Default: no such number; a rate of deaths that
+    is beyond bad luck rolls back, and a single one does not."""
 
 
-class P99(SignalSettings):
-    """Latency tail: share of requests slower than the concurrent baseline's own p99."""
+class P99(Model):
+    """Latency at p50, p90 and p99, to the first token and between tokens."""
 
-    tolerance_percent: Percent = 4
-    """Points by which the canary's share of requests beyond the baseline's p99 may exceed the
-    baseline's own share (which is about 1 %)."""
+    tolerance_percent: Percent = 25
+    """By how much the canary's p99 may be slower than the concurrent baseline's, in per cent. p90
+    gets four fifths of it and p50 three fifths."""
 
 
 class AnalysisSettings(Model):
@@ -142,14 +142,22 @@ class AnalysisSettings(Model):
 
     interval: PositiveDuration = "15s"
     """Time between two looks at the evidence."""
-    min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 300
-    """Requests that each arm must have finished in this step before it may advance."""
+    min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """Requests that each arm must have finished in this step before it may advance. A floor: the
+    statistics ask for as many more as they need."""
+    error_budget_percent: Annotated[int, Field(ge=1, le=20)] = 5
+    """Chance in per cent, over the whole rollout, that a canary which is as good as the baseline
+    is rolled back. A smaller budget needs more evidence before harm is believed."""
+    holdback_percent: Annotated[int, Field(ge=1, le=20)] = 5
+    """Share of the requests that the baseline keeps during the last step, so that there still is
+    something to compare with. The canary gets all of them with the promotion."""
     page_faults: PageFaults = PageFaults()
     """Signal pageFaults: preemptions per request, the mark of a KV cache that is too small."""
     oom_retries: OOMRetries = OOMRetries()
     """Signal oomRetries: engines that die, and requests that fail because of it."""
     p99: P99 = P99()
-    """Signal p99: the latency tail, as the clients see it at the router."""
+    """Signal p99: the latency, as the clients see it at the router and as the engines measure it
+    to the first token and between tokens."""
 
 
 class Promotion(Model):

@@ -74,7 +74,9 @@ class SignalReport(Model):
     """The numbers of one signal behind a verdict."""
 
     name: str
-    """pageFaults, oomRetries or p99."""
+    """Name of the signal, such as latencyP99, failures or pageFaults."""
+    family: str | None = None
+    """What it belongs to: pageFaults, oomRetries, p99 or custom."""
     verdict: Verdict
     """Verdict of this signal alone."""
     baseline: str | None = None
@@ -83,6 +85,16 @@ class SignalReport(Model):
     """The canary's measurement, as text with its unit."""
     tolerance: str | None = None
     """What the canary was allowed, as text with its unit."""
+    effect: str | None = None
+    """Harm beyond the tolerance: below zero the canary is within it."""
+    lower: str | None = None
+    """Lower bound of the effect that holds at every look; above zero it fails."""
+    upper: str | None = None
+    """Upper bound of the effect at the tolerance that a pass allows; below zero it passes."""
+    requests: int | None = None
+    """Canary requests behind it."""
+    budget_spent_percent: Percent | None = None
+    """Part of this signal's error budget that the evidence against the canary has used up."""
     message: str = ""
     """The verdict in a sentence."""
 
@@ -97,17 +109,39 @@ class AnalysisReport(Model):
     message: str
     """The verdict in a sentence."""
     baseline_requests: int | None = None
-    """Requests that the baseline finished in this step."""
+    """Requests that the baseline finished in this step and that count as evidence."""
     canary_requests: int | None = None
-    """Requests that the canary finished in this step."""
+    """Requests that the canary finished in this step and that count as evidence."""
     baseline_p99_ms: int | None = None
     """The baseline's 99th percentile of latency at the router in this step, in milliseconds."""
     canary_p99_ms: int | None = None
     """The canary's 99th percentile of latency at the router in this step, in milliseconds."""
     load_ratio: str | None = None
     """Requests per canary pod divided by requests per baseline pod, e.g. `0.67`."""
+    provisional: bool = False
+    """Whether the canary's pods have less than 0.8 times the load of the baseline's, so that a
+    pass says less than it seems to."""
+    replicas_needed: int | None = None
+    """Canary pods that the next step needs, when those planned would get more load than any pod
+    has carried."""
+    eta_seconds: int | None = None
+    """Seconds until the evidence should suffice at the present rate of requests; absent when more
+    of the same will not decide."""
+    budget_spent_percent: Percent | None = None
+    """Part of the error budget used up by the signal that has used up most."""
     signals: Annotated[tuple[SignalReport, ...], Field(max_length=32)] = ()
     """The signals' numbers."""
+
+
+class TrafficSpan(Model):
+    """A split of the traffic and when it was committed."""
+
+    since: AwareDatetime
+    """When it was committed."""
+    step: int
+    """Step in effect (0: none)."""
+    weight: Percent
+    """The canary's weight in per cent."""
 
 
 class PodProof(Model):
@@ -236,9 +270,9 @@ class Status(Model):
     """The step for people, such as 2/4."""
     step_started_at: AwareDatetime | None = None
     """When the weight of the step in effect was committed: soak and samples count from here."""
-    previous_step_started_at: AwareDatetime | None = None
-    """When the step before began: the last step, which leaves the baseline without traffic, is
-    compared with what the baseline did then."""
+    traffic: Annotated[tuple[TrafficSpan, ...], Field(max_length=64)] = ()
+    """Splits of the traffic in this attempt, oldest first: from them and Prometheus, an operator
+    that was restarted finds the evidence again."""
     weights: Weights = Weights()
     """Committed split of the traffic. Routers follow this, never the other way round."""
     verdict: str | None = None

@@ -11,7 +11,7 @@ from datetime import timedelta
 from kvquant.api.v1alpha1 import Verdict
 from kvquant.core.evidence import worst
 from kvquant.core.moves import roll_back
-from kvquant.core.observation import PodView
+from kvquant.core.observation import PodView, deaths_since
 from kvquant.core.turn import Turn
 
 DRAIN_AT_LEAST = timedelta(seconds=15)
@@ -128,6 +128,25 @@ def fails_to_start(turn: Turn) -> bool:
     return bool(dying)
 
 
+def keeps_dying(turn: Turn) -> bool:
+    """Roll back when an engine has died in this step and keeps dying, as Kubernetes tells.
+
+    The statistics find a rate of deaths that is too high; this finds a crash loop, whose processes
+    may not live long enough to be scraped.
+    """
+    since = turn.status.step_started_at or turn.now
+    here = [p for p in turn.seen.canary_pods if p.died_at is not None and p.died_at >= since]
+    dying = [p for p in here if p.restarts >= START_FAILURES]
+    most = turn.plan.analysis.oom_retries.max_restarts
+    if not dying and most is not None:
+        excess = len(here) - deaths_since(turn.seen.baseline_pods, since)
+        dying = here if excess > most else []
+    if dying:
+        told = worst([f"{p.name} ({p.death}; {p.restarts} restarts)" for p in dying])
+        roll_back(turn, "EngineKeepsDying", f"Canary engines died in this step: {told}.")
+    return bool(dying)
+
+
 def ended(turn: Turn) -> str:
     """Name the canary's engines that ended in this step, with the reason that Kubernetes gives.
 
@@ -164,6 +183,8 @@ def drained(turn: Turn, *, of_canary: bool) -> bool:
     if waited < DRAIN_AT_LEAST or not turn.seen.router.follows or turn.seen.evidence is None:
         return False
     evidence = turn.seen.evidence
+    if evidence.at - (turn.status.phase_started_at or evidence.at) < DRAIN_AT_LEAST:
+        return False
     arm = evidence.canary if of_canary else evidence.baseline
     return arm.active == 0
 

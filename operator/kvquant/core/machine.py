@@ -13,6 +13,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from kvquant.api.v1alpha1 import (
+    AnalysisReport,
     DecisionKind,
     HandledRequests,
     Phase,
@@ -20,7 +21,7 @@ from kvquant.api.v1alpha1 import (
     Status,
     Verdict,
 )
-from kvquant.core import analysis
+from kvquant.core.analysis import Report
 from kvquant.core.baseline import follow_replicas
 from kvquant.core.conditions import describe
 from kvquant.core.gates import (
@@ -28,6 +29,7 @@ from kvquant.core.gates import (
     drained,
     ended,
     fails_to_start,
+    keeps_dying,
     nobody_serves,
     pods_serve,
     proofs,
@@ -35,6 +37,7 @@ from kvquant.core.gates import (
     slot_is_empty,
     trouble,
 )
+from kvquant.core.judgement import same_verdict, silence, told
 from kvquant.core.moves import (
     REJECTED_BEFORE,
     advance,
@@ -45,13 +48,20 @@ from kvquant.core.moves import (
     roll_back,
     withdraw,
 )
-from kvquant.core.observation import Observation, deaths_since, living
+from kvquant.core.observation import Observation
 from kvquant.core.overtaken import overtaken
 from kvquant.core.plan import Plan, replicas_for
 from kvquant.core.turn import Decision, Turn
 
 RUNNING = frozenset({Phase.PROVISIONING, Phase.VERIFYING, Phase.PROGRESSING})
 """Phases in which an attempt is on its way."""
+
+UNDECIDED = "InsufficientEvidence"
+"""Reason of a hold for lack of evidence."""
+
+ENOUGH_TO_MISS = 30.0
+"""Expected canary requests from which their absence means something: with a Poisson mean of 30,
+less than half of it comes by chance once in five hundred times."""
 
 WATCHFUL = timedelta(seconds=2)
 """Time between looks while pods or routers are expected to change."""
@@ -161,8 +171,6 @@ def _pending(turn: Turn) -> None:
         total_steps=len(turn.plan.steps),
         decisions=turn.status.decisions,
         rejected_spec_hashes=turn.status.rejected_spec_hashes,
-        # The step before the first one, in which the baseline has all of the traffic.
-        previous_step_started_at=turn.now,
         # What was asked before the attempt began does not speak of this attempt.
         handled=HandledRequests(
             promote=seen.requests.promote, abort=seen.requests.abort, retry=seen.requests.retry
@@ -226,10 +234,12 @@ def _progressing(turn: Turn) -> None:
     turn.requeue_after = turn.plan.interval
     if proofs(turn):
         return
-    report = _analyse(turn)
-    turn.set(analysis=_worth_writing(turn, report))
+    report = _worth_writing(turn, _analyse(turn))
+    turn.set(analysis=report)
     if report.verdict is Verdict.FAIL:
         roll_back(turn, "AnalysisFailed", f"{report.message} {ended(turn)}".strip())
+        return
+    if keeps_dying(turn):
         return
     if nobody_serves(turn):
         withdraw(turn)
@@ -246,12 +256,18 @@ def _progressing(turn: Turn) -> None:
     token = turn.seen.requests.promote
     asked = _new_token(token, turn.status.handled.promote)
     why_not = _why_not_advance(turn, report.verdict, report.message)
-    if why_not is not None and not asked:
+    unasked = _undecided(turn) if why_not is not None and why_not[0] == UNDECIDED else "hold"
+    if not asked and unasked == "rollback":
+        roll_back(turn, "Inconclusive", f"{_undecided_for(turn)} rolls back. {report.message}")
+        return
+    if why_not is not None and not asked and unasked != "proceed":
         turn.hold(*why_not)
         return
     if asked:
         _handled(turn, promote=token)
         reason = f"on request ({token}), without waiting for more evidence"
+    elif why_not is not None:
+        reason = f"{_undecided_for(turn)} proceeds. {report.message}"
     else:
         reason = report.message
     if turn.status.step == len(turn.plan.steps):
@@ -271,16 +287,14 @@ def _why_not_advance(turn: Turn, verdict: Verdict, message: str) -> tuple[str, s
         return "RouterNotReady", router_trouble(turn)
     if verdict is Verdict.ERROR:
         return "MetricsUnavailable", message
-    if turn.seen.evidence is not None and (
-        analysis.traffic_arrived(turn.seen.evidence, turn.status.weights.canary) is False
-    ):
+    if turn.seen.report is not None and _traffic_is_missing(turn.seen.report, turn):
         return (
             "TrafficNotArrived",
             f"The canary should get {turn.status.weights.canary} % of the requests of "
             f"{turn.status.router} and gets less than half of that.",
         )
     if verdict is not Verdict.PASS:
-        return "InsufficientEvidence", f"{message} {_never_enough(turn)}".strip()
+        return UNDECIDED, message
     left = step.soak - turn.since_step()
     if left > timedelta(0):
         turn.requeue_after = min(turn.requeue_after, max(left, timedelta(seconds=1)))
@@ -288,17 +302,22 @@ def _why_not_advance(turn: Turn, verdict: Verdict, message: str) -> tuple[str, s
     return None
 
 
-def _never_enough(turn: Turn) -> str:
-    """Say so when the baseline's evidence is short and cannot grow, as its step is over."""
-    evidence, report = turn.seen.evidence, turn.status.analysis
-    if evidence is None or evidence.baseline_now is None or report is None:
-        return ""
-    if (report.baseline_requests or 0) >= turn.plan.analysis.min_requests:
-        return ""
-    return (
-        "The baseline gets no requests in this step and is measured in the step before, which is "
-        "over: ask to promote or to abort."
-    )
+def _traffic_is_missing(report: Report, turn: Turn) -> bool:
+    """Tell whether the canary gets less than half of the share that it should."""
+    arrived = (report.baseline_requests or 0.0) + (report.canary_requests or 0.0)
+    expected = arrived * turn.status.weights.canary / 100
+    return expected >= ENOUGH_TO_MISS and (report.canary_requests or 0.0) < expected / 2
+
+
+def _undecided(turn: Turn) -> str:
+    """Return what the spec wants done about a step whose evidence does not decide."""
+    step = turn.plan.steps[turn.status.step - 1]
+    return step.on_inconclusive if turn.since_step() >= step.decide_within else "hold"
+
+
+def _undecided_for(turn: Turn) -> str:
+    step = turn.plan.steps[turn.status.step - 1]
+    return f"Not decided within {step.decide_within}, for which the spec's onInconclusive"
 
 
 def _promoted(turn: Turn) -> None:
@@ -394,29 +413,21 @@ def _rolled_back(turn: Turn) -> None:
         turn.requeue_after = timedelta(0)
 
 
-def _analyse(turn: Turn) -> analysis.AnalysisReport:
-    since = turn.status.step_started_at or turn.now
-    return analysis.judge(
-        turn.plan.analysis,
-        turn.seen.evidence,
-        analysis.Restarts(
-            baseline=deaths_since(turn.seen.baseline_pods, since),
-            canary=deaths_since(turn.seen.canary_pods, since),
-        ),
-        analysis.Replicas(
-            baseline=living(turn.seen.baseline_pods), canary=living(turn.seen.canary_pods)
-        ),
-        turn.now,
-        turn.seen.metrics_problem,
-    )
+def _analyse(turn: Turn) -> AnalysisReport:
+    report, problem = turn.seen.report, turn.seen.metrics_problem
+    if report is None or problem is not None:
+        return silence(problem or "Nothing was measured yet.", turn.now)
+    if report.step != turn.status.step:
+        return silence("The step has only just begun.", turn.now)
+    return told(report)
 
 
-def _worth_writing(turn: Turn, report: analysis.AnalysisReport) -> analysis.AnalysisReport:
-    """Return the report before when it says the same and is not old: that spares a write."""
+def _worth_writing(turn: Turn, report: AnalysisReport) -> AnalysisReport:
+    """Return the report before when the verdicts are the same and it is not old: spares writes."""
     before = turn.status.analysis
     if before is None or turn.now - before.at >= SIGN_OF_LIFE:
         return report
-    return before if before == report.model_copy(update={"at": before.at}) else report
+    return before if same_verdict(before, report) else report
 
 
 def _obstacle(turn: Turn) -> str:

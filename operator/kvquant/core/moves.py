@@ -9,7 +9,6 @@ from datetime import timedelta
 
 from kvquant.api.v1alpha1 import DecisionKind, Phase, Status
 from kvquant.core.overtaken import STARTS_OVER
-from kvquant.core.plan import replicas_for
 from kvquant.core.turn import Turn
 
 REMEMBERED = 32
@@ -26,9 +25,10 @@ REJECTED_BEFORE = (
 def prepare_next(turn: Turn, reason: str) -> None:
     """Ask for the pods of the next step, which begins when they serve."""
     step = turn.status.step + 1
-    wanted = replicas_for(turn.plan.weight(step), turn.baseline.replicas)
     # Pods are only added within an attempt: traffic has to leave a pod before it may go.
-    replicas = max(turn.canary.replicas, wanted)
+    replicas = turn.plan.next_replicas(
+        turn.status.step, turn.baseline.replicas, turn.canary.replicas
+    )
     turn.set(
         next_step=step,
         canary=turn.canary.model_copy(update={"replicas": replicas}),
@@ -50,9 +50,6 @@ def advance(turn: Turn, reason: str) -> None:
         Phase.PROGRESSING,
         step=step,
         next_step=None,
-        previous_step_started_at=(
-            turn.status.step_started_at or turn.status.previous_step_started_at
-        ),
         step_started_at=turn.now,
         analysis=None,
         # What was asked before the step began does not speak of its evidence.

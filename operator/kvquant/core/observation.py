@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from kvquant.api.v1alpha1 import PodProof, Pool
+from kvquant.core.analysis import Report
 from kvquant.core.evidence import Evidence
 
 
@@ -119,6 +120,7 @@ class Observation:
         proofs: Regime proofs of the canary's ready pods.
         router: State of the router.
         evidence: Metrics of both arms since the step began; None when not asked or not answered.
+        report: The analysis of all that was measured in this attempt; None like the evidence.
         metrics_problem: Why there is no evidence, when Prometheus did not answer.
     """
 
@@ -135,6 +137,7 @@ class Observation:
     proofs: tuple[PodProof, ...] = ()
     router: RouterView = RouterView()
     evidence: Evidence | None = None
+    report: Report | None = None
     metrics_problem: str | None = None
 
 

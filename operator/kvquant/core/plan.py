@@ -13,10 +13,19 @@ from kvquant.api.v1alpha1 import AnalysisSettings, Spec, parse_duration
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """One rung of the ladder: the canary's weight in per cent and the shortest stay."""
+    """One rung of the ladder.
+
+    Attributes:
+        weight: The canary's weight in per cent.
+        soak: Shortest stay.
+        on_inconclusive: What to do when the evidence does not decide: hold, proceed or rollback.
+        decide_within: Stay after which that is done.
+    """
 
     weight: int
     soak: timedelta
+    on_inconclusive: str = "hold"
+    decide_within: timedelta = timedelta(hours=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,7 @@ class Plan:
     def of(cls, spec: Spec) -> Plan:
         """Return the plan of a spec."""
         return cls(
-            steps=tuple(PlannedStep(s.weight, parse_duration(s.soak)) for s in spec.steps),
+            steps=_steps(spec),
             analysis=spec.analysis,
             interval=parse_duration(spec.analysis.interval),
             progress_deadline=parse_duration(spec.progress_deadline),
@@ -46,9 +55,30 @@ class Plan:
             head_dim=spec.kv_cache.head_dim,
         )
 
+    def next_replicas(self, step: int, baseline_replicas: int, canary_replicas: int) -> int:
+        """Return how many canary pods the step after will have; none are taken away on the way."""
+        return max(canary_replicas, replicas_for(self.weight(step + 1), baseline_replicas))
+
     def weight(self, step: int) -> int:
         """Return the canary's weight in a step, counted from 1; 0 before the first."""
         return self.steps[step - 1].weight if step > 0 else 0
+
+
+def _steps(spec: Spec) -> tuple[PlannedStep, ...]:
+    """Return the ladder; its last rung leaves the baseline a share to be compared with."""
+    *rungs, last = spec.steps
+    most = 100 - spec.analysis.holdback_percent
+    lowest = rungs[-1].weight + 1 if rungs else 1
+    weights = [*(step.weight for step in rungs), max(most, min(lowest, last.weight))]
+    return tuple(
+        PlannedStep(
+            weight,
+            parse_duration(step.soak),
+            step.on_inconclusive,
+            parse_duration(step.decide_within),
+        )
+        for weight, step in zip(weights, spec.steps, strict=True)
+    )
 
 
 def spec_hash(spec: Spec) -> str:

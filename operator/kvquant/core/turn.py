@@ -7,11 +7,20 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from kvquant.api.conditions import set_condition
-from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord, Phase, Pool, Status, Weights
+from kvquant.api.v1alpha1 import (
+    DecisionKind,
+    DecisionRecord,
+    Phase,
+    Pool,
+    Status,
+    TrafficSpan,
+    Weights,
+)
 from kvquant.core.observation import Observation
 from kvquant.core.plan import Plan
 
 DECISIONS_KEPT = 50
+SPANS_KEPT = 64
 
 WARNINGS = frozenset({DecisionKind.ROLL_BACK, DecisionKind.REFUSE, DecisionKind.KILL})
 """Decisions that are told as Warning Events; the others are Normal."""
@@ -74,6 +83,11 @@ class Turn:
             elif self.status.phase is Phase.PROMOTED:
                 canary = 100
         self.set(weights=Weights(baseline=100 - canary, canary=canary))
+        step = self.status.step if canary else 0
+        last = self.status.traffic[-1] if self.status.traffic else None
+        if last is None or (last.step, last.weight) != (step, canary):
+            span = TrafficSpan(since=self.now, step=step, weight=canary)
+            self.set(traffic=(*self.status.traffic, span)[-SPANS_KEPT:])
 
     def record(self, kind: DecisionKind, reason: str, message: str) -> None:
         """Keep a decision and announce it. Call it after the change that it speaks of."""

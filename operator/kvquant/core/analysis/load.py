@@ -34,6 +34,7 @@ def judge_load(
     settings: Settings,
     threshold: float,
     tested_before: float,
+    carried_before: float,
 ) -> Load:
     """Return the load per pod of a step and whether the next one's is within what was tested.
 
@@ -44,6 +45,7 @@ def judge_load(
         settings: Durations.
         threshold: Share of requests waiting from which on an arm queues.
         tested_before: Load per canary pod in earlier steps that passed, in requests per second.
+        carried_before: Load per baseline pod that was carried without a backlog, likewise.
     """
     span = sum(b.seconds for b in usable)
     if span <= 0:
@@ -78,7 +80,7 @@ def judge_load(
         return Load(ratio, here / scale, tested / scale)
     coming = sum(rates) * tick.next_weight / 100
     after = coming / max(1, tick.next_replicas)
-    known = max(tested, base)
+    known = max(tested, base, carried_before)
     if after <= STRETCH * known:
         return Load(ratio, here / scale, tested / scale, after / scale)
     needed = math.ceil(coming / (STRETCH * known))
