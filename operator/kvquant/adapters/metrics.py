@@ -27,7 +27,15 @@ from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
 from kvquant.core.reading import Readings, cache_config
 from kvquant.core.scope import EVERYWHERE, Scope
 from kvquant.core.tick_queries import TickQueries
-from kvquant.core.ticking import GRID, Scrapes, TickNeed, Timeline, instants, last_instant
+from kvquant.core.ticking import (
+    GRID,
+    Scrapes,
+    TickNeed,
+    Timeline,
+    first_instant,
+    instants,
+    last_instant,
+)
 from kvquant.errors import MetricsError
 
 DEFAULT_TIMEOUT = 10.0
@@ -75,6 +83,7 @@ class PrometheusMetrics:
         session: requests.Session | None = None,
         scope: Scope = EVERYWHERE,
         delay: timedelta = DEFAULT_DELAY,
+        grid: timedelta = GRID,
     ) -> None:
         """Make the client; nothing is sent yet.
 
@@ -85,6 +94,7 @@ class PrometheusMetrics:
             session: Session that bears headers, credentials and trust, if they are needed.
             scope: How Prometheus labels the pods.
             delay: How long after a scrape began its samples are found by queries.
+            grid: Time between two ticks.
         """
         session = session or requests.Session()
         url, credentials = _without_credentials(url.rstrip("/"))
@@ -93,6 +103,7 @@ class PrometheusMetrics:
         self._timeout = timeout
         self._scope = scope
         self._delay = delay
+        self._grid = grid
         self._where = urlsplit(url).netloc or url
         session.hooks["response"].append(_refuse_partial)
         self._prometheus = PrometheusConnect(url, session=session, method="POST")
@@ -128,11 +139,11 @@ class PrometheusMetrics:
         """
         if not needs:
             return {}
-        end = last_instant(now, self._delay)
-        step = GRID.total_seconds()
+        end = last_instant(now, self._delay, self._grid)
+        step = self._grid.total_seconds()
         most = max(1, min(MOST_INSTANTS, MOST_POINTS // (SERIES_OF_A_ROLLOUT * len(needs))))
-        first = min(need.first for need in needs)
-        window = instants(first, min(end, first + (most - 1) * step))
+        first = first_instant(min(need.since for need in needs), self._grid)
+        window = instants(first, min(end, first + (most - 1) * step), self._grid)
         if window is None:
             return {need.key: Timeline(()) for need in needs}
         texts = TickQueries.of(needs, self._scope)

@@ -1,6 +1,6 @@
 """From the series that Prometheus returned to the ticks that the analysis is fed.
 
-Ticks lie on a grid that is the same for everybody and at all times: multiples of `GRID` since the
+Ticks lie on a grid that is the same for everybody and at all times: multiples of its step since the
 epoch. An operator that was restarted reads the very ticks that it had read before.
 """
 
@@ -23,10 +23,10 @@ from kvquant.core.queries import Window
 from kvquant.engines import vllm_metrics
 
 GRID = timedelta(seconds=15)
-"""Time between two ticks."""
+"""Time between two ticks, unless the operator is told otherwise."""
 
-STALE_AFTER = 75.0
-"""Seconds after which a sample is no news any more: a scrape each minute, and a quarter more.
+STALE_STEPS = 5
+"""Steps of the grid after which a sample is no news any more: 75 s, for a scrape each minute.
 
 A scrape that fails ends its series at once. This is for a Prometheus that was itself away: it would
 repeat what it knew last for five minutes."""
@@ -81,11 +81,6 @@ class TickNeed:
     since: datetime
     spans: tuple[Span, ...] = ()
 
-    @property
-    def first(self) -> float:
-        """First instant of the grid that is wanted, in seconds since the epoch."""
-        return first_instant(self.since)
-
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
@@ -104,28 +99,33 @@ class Timeline:
     problems: tuple[str, ...] = ()
 
 
-def first_instant(since: datetime) -> float:
-    """Return the first instant of the grid that is not earlier."""
-    step = round(GRID.total_seconds() * 1000)
+def first_instant(since: datetime, grid: timedelta) -> float:
+    """Return the first instant of the grid that is not earlier, in seconds since the epoch."""
+    step = _milliseconds(grid)
     return -(-math.ceil(since.timestamp() * 1000) // step) * step / 1000
 
 
-def last_instant(now: datetime, delay: timedelta) -> float:
+def last_instant(now: datetime, delay: timedelta, grid: timedelta) -> float:
     """Return the last instant of the grid of which everything has been scraped and stored.
 
     Args:
         now: The present instant.
         delay: How long scraping, and sending on to where it is stored, may take.
+        grid: Time between two instants of the grid.
     """
-    step = round(GRID.total_seconds() * 1000)
+    step = _milliseconds(grid)
     return math.floor((now - delay).timestamp() * 1000) // step * step / 1000
 
 
-def instants(first: float, last: float) -> Window | None:
+def instants(first: float, last: float, grid: timedelta) -> Window | None:
     """Return the range of the grid's instants from the first to the last; None without any."""
     if first > last:
         return None
-    return Window(round(first * 1000), round(last * 1000), round(GRID.total_seconds() * 1000))
+    return Window(round(first * 1000), round(last * 1000), _milliseconds(grid))
+
+
+def _milliseconds(grid: timedelta) -> int:
+    return max(1, round(grid.total_seconds() * 1000))
 
 
 def in_effect(tick: Tick, spans: Sequence[Span]) -> Tick:
@@ -182,7 +182,7 @@ class Scrapes:
         for side, series in ((self._routers, routers), (self._engines, engines)):
             for one in series:
                 for at, scraped in one.points:
-                    if at - scraped <= STALE_AFTER:
+                    if at - scraped <= STALE_STEPS * self._window.step:
                         side.setdefault(at, {})[_whose(one)] = _Pod()
 
     def add_router_counters(self, series: Iterable[Series]) -> None:
@@ -241,7 +241,7 @@ class Scrapes:
             routers = owners.sort(self._routers.get(at, {}), owners.routers)
             engines = owners.sort(self._engines.get(at, {}), owners.engines)
             for need in needs:
-                if at < need.first:
+                if at < need.since.timestamp():
                     continue
                 own = routers.get((need.namespace, need.router), {})
                 if own:
