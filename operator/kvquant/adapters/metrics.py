@@ -22,6 +22,7 @@ from urllib3.util.retry import Retry
 
 from kvquant.adapters import bounded
 from kvquant.core import queries
+from kvquant.core.alerts import PolledAlert, polled
 from kvquant.core.counters import Series
 from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
 from kvquant.core.reading import Readings, cache_config
@@ -196,6 +197,22 @@ class PrometheusMetrics:
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise self._nonsense(error) from error
         return {pod: config for pod, config in configs.items() if config is not None}
+
+    def alerts(self, now: datetime) -> Sequence[PolledAlert]:
+        """Return every alert that fires or is about to, whomever it concerns, with one query.
+
+        Raises:
+            MetricsError: Prometheus did not answer, or answered what cannot be relied on.
+        """
+        answer = self._ask(
+            self._prometheus.custom_query,
+            queries.ALERTS,
+            params={"time": f"{now.timestamp():.3f}"},
+        )
+        try:
+            return polled([(entry["metric"], float(entry["value"][1])) for entry in answer])
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError, OSError) as error:
+            raise self._nonsense(error) from error
 
     def close(self) -> None:
         """Close the connections."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from kvquant.api.v1alpha1 import PodProof, Pool
+from kvquant.core.alerts import Heard
 from kvquant.core.evidence import Evidence
 
 
@@ -120,6 +121,7 @@ class Observation:
         router: State of the router.
         evidence: Metrics of both arms since the step began; None when not asked or not answered.
         metrics_problem: Why there is no evidence, when Prometheus did not answer.
+        alerts: What is known of alerts; None where nobody listens.
     """
 
     generation: int
@@ -136,6 +138,7 @@ class Observation:
     router: RouterView = RouterView()
     evidence: Evidence | None = None
     metrics_problem: str | None = None
+    alerts: Heard | None = None
 
 
 def deaths_since(pods: tuple[PodView, ...], since: datetime) -> int:
