@@ -16,7 +16,8 @@ from prometheus_client import start_http_server
 from kvquant import __version__, telemetry
 from kvquant.acting import Actor
 from kvquant.adapters.connection import in_cluster_or_kubeconfig
-from kvquant.adapters.metrics import PrometheusMetrics
+from kvquant.adapters.metrics import SET_WITHIN, PrometheusMetrics
+from kvquant.adapters.shared_metrics import SharedMetrics
 from kvquant.adapters.tokens import TokenReviewer
 from kvquant.adapters.watching import WatchedCluster
 from kvquant.alerting.access import Access
@@ -62,7 +63,7 @@ def main() -> int:
         registry,
         Reconciler(
             cluster=cluster,
-            metrics=metrics,
+            metrics=SharedMetrics(metrics, patience=SET_WITHIN * config.prometheus_timeout),
             traffic=traffic,
             clock=_now,
             actor=actor,

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from kvquant.core import queries
 from kvquant.core.analysis.samples import Arm, Bins, EngineSample, RouterSample, Tick
@@ -33,7 +34,17 @@ repeat what it knew last for five minutes."""
 
 MILLISECONDS = 1000.0
 
-_NOTHING_YET = (*(bound / MILLISECONDS for bound in LATENCY_BOUNDS_MS), math.inf)
+_ONE_BOUND = (math.inf,)
+
+
+@lru_cache(maxsize=64)
+def _the_only(bounds: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the one copy of these bounds, which very many histograms share."""
+    return bounds
+
+
+_ROUTER_BOUNDS = _the_only((*(bound / MILLISECONDS for bound in LATENCY_BOUNDS_MS), math.inf))
+_NOTHING_YET = Bins(_ROUTER_BOUNDS, (0.0,) * len(_ROUTER_BOUNDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +181,6 @@ class Scrapes:
         self._window = window
         self._routers: dict[float, _Pods] = {}
         self._engines: dict[float, _Pods] = {}
-        self._bounds: dict[tuple[float, ...], tuple[float, ...]] = {}
 
     def add_seen(self, *, routers: Iterable[Series] = (), engines: Iterable[Series] = ()) -> None:
         """Take in when pods were scraped. Only what was scraped lately takes part: add this first.
@@ -304,7 +314,7 @@ class Scrapes:
             failed=_counted(failed),
             unanswered=_counted(refused + timeouts + resets),
             active=_counted(shown(queries.ACTIVE)),
-            latency=self._bins(buckets, None) if buckets else self._nothing_yet(),
+            latency=self._bins(buckets, None) if buckets else _NOTHING_YET,
         )
 
     def _at_engine(self, pod: _Pod) -> EngineSample:
@@ -320,6 +330,11 @@ class Scrapes:
             buckets = pod.buckets.get((name, ""))
             if buckets:
                 fields[own] = self._bins(buckets, _counted(pod.values.get((name, ""))))
+        for name, own in vllm_metrics.MEANS.items():
+            count = _counted(pod.values.get((f"{name}_count", "")))
+            if count is not None:
+                total = _counted(pod.values.get((f"{name}_sum", "")))
+                fields[own] = Bins(_ONE_BOUND, (count,), total)
         started = _counted(pod.values.get((queries.ENGINE_STARTED, "")))
         return EngineSample(process_started=started, **fields)  # type: ignore[arg-type]
 
@@ -329,12 +344,7 @@ class Scrapes:
         counts = tuple(count for _, count in buckets)
         if bounds[-1] != math.inf or not math.isfinite(counts[-1]):
             return None
-        # Many histograms have the same bounds: one copy of them does.
-        return Bins(self._bounds.setdefault(bounds, bounds), counts, total)
-
-    def _nothing_yet(self) -> Bins:
-        bounds = self._bounds.setdefault(_NOTHING_YET, _NOTHING_YET)
-        return Bins(bounds, (0.0,) * len(bounds))
+        return Bins(_the_only(bounds), counts, total)
 
 
 class _Owners:
@@ -397,8 +407,8 @@ def _of(side: Mapping[float, _Pods], series: Series) -> Iterator[tuple[_Pod, flo
     """Yield the pod at each instant at which it was scraped, with the series' value then."""
     whose = _whose(series)
     for at, value in series.points:
-        pod = side.get(at, {}).get(whose)
-        if pod is not None:
+        pods = side.get(at)
+        if pods is not None and (pod := pods.get(whose)) is not None:
             yield pod, value
 
 
