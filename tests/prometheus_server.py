@@ -8,9 +8,10 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +28,7 @@ global: {{scrape_interval: {interval}, scrape_timeout: {interval}}}
 scrape_configs:
 - job_name: pods
   static_configs:
-  - targets: ["127.0.0.1:{port}"]
+  - targets: {targets}
 """
 
 
@@ -36,12 +37,15 @@ class Exporter:
 
     def __init__(self) -> None:
         self.page: str | None = ""
+        self.pause = 0.0
+        """Seconds that each answer takes."""
         self.scrapes = 0
         exporter = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 page = exporter.page
+                time.sleep(exporter.pause)
                 body = (page or "").encode()
                 self.send_response(500 if page is None else 200)
                 self.send_header("Content-Type", "text/plain; version=0.0.4")
@@ -96,15 +100,17 @@ def binary() -> str:
 
 
 @contextmanager
-def prometheus(exporter: Exporter, folder: Path) -> Iterator[str]:
-    """Run Prometheus against the exporter and yield its URL."""
+def prometheus(exporters: Exporter | Sequence[Exporter], folder: Path) -> Iterator[str]:
+    """Run Prometheus against the exporters and yield its URL; the folder keeps what it stores."""
+    exporters = [exporters] if isinstance(exporters, Exporter) else exporters
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     config = folder / "prometheus.yml"
-    config.write_text(CONFIG.format(interval=SCRAPE_INTERVAL, port=exporter.port))
+    targets = [f"127.0.0.1:{exporter.port}" for exporter in exporters]
+    config.write_text(CONFIG.format(interval=SCRAPE_INTERVAL, targets=targets))
     url = f"http://127.0.0.1:{port}"
-    with (folder / "prometheus.log").open("w") as log:
+    with (folder / "prometheus.log").open("a") as log:
         process = subprocess.Popen(
             [
                 binary(),

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kvquant.acting import Actor
+from kvquant.alerting.board import AlertBoard
 from kvquant.api import names
 from kvquant.api.v1alpha1 import KVQuantRollout, Phase, Status
 from kvquant.config import OperatorConfig
@@ -98,6 +99,7 @@ class Site:
         harm: What goes wrong, by Deployment.
         ignored_dtypes: Dtypes that engines accept and ignore.
         lost: Sentences about requests that were sent to a pool without a serving pod.
+        polls: Whether an operator that begins asks Prometheus which alerts fire.
     """
 
     now: datetime = BEGIN
@@ -109,6 +111,8 @@ class Site:
     cluster: FakeCluster = field(init=False)
     metrics: FakeMetrics = field(init=False)
     traffic: FakeTraffic = field(init=False)
+    alerts: AlertBoard = field(init=False)
+    polls: bool = False
     reconciler: Reconciler = field(init=False)
     _flow: list[tuple[datetime, RouterKey, dict[str, float]]] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -122,12 +126,13 @@ class Site:
 
     def restart(self) -> None:
         """Let a new operator process begin; only what the API server holds survives."""
+        self.alerts = AlertBoard(lambda: self.now, polls=self.polls)
         self.reconciler = self.operator(self.cluster, self.metrics, self.traffic)
 
     def operator(self, cluster: Any, metrics: Any, traffic: Any) -> Reconciler:
         """Return a fresh operator that uses these ports."""
         actor = Actor(cluster, traffic, OperatorConfig(), "-----BEGIN CERTIFICATE-----")
-        return Reconciler(cluster, metrics, traffic, lambda: self.now, actor)
+        return Reconciler(cluster, metrics, traffic, lambda: self.now, actor, self.alerts)
 
     # What people do.
 

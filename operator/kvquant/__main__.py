@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import kopf
 from kopf._core.engines.peering import Identity
@@ -14,12 +16,18 @@ from prometheus_client import start_http_server
 from kvquant import __version__, telemetry
 from kvquant.acting import Actor
 from kvquant.adapters.connection import in_cluster_or_kubeconfig
-from kvquant.adapters.metrics import PrometheusMetrics
+from kvquant.adapters.metrics import SET_WITHIN, PrometheusMetrics
+from kvquant.adapters.shared_metrics import SharedMetrics
 from kvquant.adapters.tokens import TokenReviewer
 from kvquant.adapters.watching import WatchedCluster
+from kvquant.alerting.access import Access
+from kvquant.alerting.board import AlertBoard
+from kvquant.alerting.polling import AlertPoller
+from kvquant.alerting.receiver import AlertReceiver
 from kvquant.config import ConfigError, OperatorConfig
 from kvquant.handlers import register
-from kvquant.reconciler import Reconciler
+from kvquant.ports import AlertQueries
+from kvquant.reconciler import Reconciler, Ref
 from kvquant.router.auth import Authenticator
 from kvquant.router.xds import XdsServer
 from kvquant.waking import Waker
@@ -48,21 +56,29 @@ def main() -> int:
     traffic.start()
     start_http_server(config.metrics_port)
     registry = kopf.OperatorRegistry()
+    metrics = PrometheusMetrics(config.prometheus_url, timeout=config.prometheus_timeout)
+    alerts = AlertBoard(_now, polls=config.alerts_poll > 0)
     actor = Actor(cluster, traffic, config, identity.ca.decode())
     loops = register(
         registry,
         Reconciler(
             cluster=cluster,
-            metrics=PrometheusMetrics(config.prometheus_url, timeout=config.prometheus_timeout),
+            metrics=SharedMetrics(metrics, patience=SET_WITHIN * config.prometheus_timeout),
             traffic=traffic,
-            clock=lambda: datetime.now(UTC),
+            clock=_now,
             actor=actor,
+            alerts=alerts,
         ),
         config,
     )
     cluster.changed = Waker(cluster.rollouts, actor.doubt, loops.wake_soon)
+    alerts.wake = lambda namespace, name: loops.wake_soon(Ref(namespace, name))
     namespaces = config.namespaces
+    ears: list[AlertPoller | AlertReceiver] = []
     try:
+        for ear in _ears(config, alerts, metrics):
+            ear.start()
+            ears.append(ear)
         kopf.run(
             registry=registry,
             # kopf would ask for the user's name, which a pod's numeric user does not have.
@@ -73,10 +89,33 @@ def main() -> int:
             namespaces={*namespaces, config.namespace} if namespaces else (),
             liveness_endpoint=f"http://0.0.0.0:{config.health_port}/healthz",
         )
+    except ConfigError as error:
+        sys.stderr.write(f"kvquant: {error}\n")
+        return 2
     finally:
+        for ear in ears:
+            ear.stop()
         cluster.close()
         traffic.stop()
     return 0
+
+
+def _ears(
+    config: OperatorConfig, board: AlertBoard, prometheus: AlertQueries
+) -> Iterator[AlertPoller | AlertReceiver]:
+    """Return the ways in which the configuration has alerts become known."""
+    if config.alerts_poll > 0:
+        yield AlertPoller(board, prometheus, config.alerts_poll, _now)
+    if config.alerts_port > 0:
+        access = Access(
+            Path(config.alerts_token_file) if config.alerts_token_file else None,
+            Path(config.alerts_tls_folder) if config.alerts_tls_folder else None,
+        )
+        yield AlertReceiver(board, access, config.alerts_port, _now)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 if __name__ == "__main__":

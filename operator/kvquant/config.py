@@ -32,6 +32,12 @@ class OperatorConfig:
         xds_port: Port of the weights service.
         metrics_port: Port of the operator's own Prometheus metrics.
         health_port: Port of the liveness endpoint.
+        alerts_port: Port at which Alertmanager tells which alerts fire; 0: it is not listened to.
+        alerts_token_file: File with the token that it must bear, such as of a mounted Secret. No
+            token, no alerts, unless clients have certificates.
+        alerts_tls_folder: Folder with tls.crt and tls.key for that port, and with ca.crt if
+            clients must have a certificate of that authority; empty: no TLS.
+        alerts_poll: Seconds between two looks at the alerts of Prometheus; 0: it is not asked.
         stuck_after: Seconds without a finished pass after which a rollout's loop counts as stuck.
         log_level: DEBUG, INFO, WARNING or ERROR.
     """
@@ -46,6 +52,10 @@ class OperatorConfig:
     xds_port: int = 18000
     metrics_port: int = 9100
     health_port: int = 8080
+    alerts_port: int = 0
+    alerts_token_file: str = ""
+    alerts_tls_folder: str = ""
+    alerts_poll: float = 5.0
     stuck_after: float = 300.0
     log_level: str = "INFO"
 
@@ -80,11 +90,16 @@ class OperatorConfig:
 _CONVERTERS = {"str": str, "int": int, "float": float}
 _KINDS = {"str": "a text", "int": "a whole number", "float": "a number"}
 
+_MAY_BE_OFF = frozenset({"KVQUANT_ALERTS_PORT", "KVQUANT_ALERTS_POLL"})
+"""Variables in which 0 turns something off."""
+
 
 def _check(variable: str, value: str | float) -> None:
     """Refuse what would be found out much later, or never."""
     if variable == "KVQUANT_LOG_LEVEL" and value not in LOG_LEVELS:
         raise ConfigError(f"{variable}={value!r}: expected one of {', '.join(LOG_LEVELS)}")
+    if variable in _MAY_BE_OFF and value == 0:
+        return
     if isinstance(value, int) and not 1 <= value <= 65535:
         raise ConfigError(f"{variable}={value}: expected a port from 1 to 65535")
     if isinstance(value, float) and not 0 < value < math.inf:

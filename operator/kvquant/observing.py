@@ -10,6 +10,7 @@ from kvquant.api import names
 from kvquant.api.v1alpha1 import Phase, PodProof, Status, Verdict
 from kvquant.beginning import candidate
 from kvquant.core import regime
+from kvquant.core.alerts import Heard, Watch, blamed, services, standing
 from kvquant.core.evidence import CacheConfig
 from kvquant.core.machine import RUNNING
 from kvquant.core.manifests import Object, replicas_of, template_hash
@@ -24,7 +25,14 @@ from kvquant.core.observation import (
 from kvquant.core.plan import Plan, spec_hash
 from kvquant.errors import MetricsError, TemplateError
 from kvquant.ports import Cluster, Metrics, RouterKey, Traffic
-from kvquant.world import ENGINE_CONTAINER, World, annotations_of, pod_view
+from kvquant.world import (
+    ENGINE_CONTAINER,
+    World,
+    annotations_of,
+    pod_view,
+    pool_name,
+    router_name,
+)
 
 
 def requests(world: World, cluster_kill: str | None, *, deleting: bool) -> Requests:
@@ -49,6 +57,19 @@ def urgent(status: Status, asked: Requests) -> bool:
     return killed or (asked.abort is not None and asked.abort != status.handled.abort)
 
 
+def alert_watch(world: World) -> Watch:
+    """Return what the rollout has to do with alerts."""
+    rollout = world.rollout
+    target = rollout.spec.target_ref.name
+    router = rollout.status.router or router_name(rollout, world.target)
+    return Watch(
+        rollout.metadata.namespace,
+        rollout.metadata.name,
+        services(target, router, pool_name(rollout)),
+        rollout.spec.alerts,
+    )
+
+
 def observe(
     world: World,
     asked: Requests,
@@ -58,6 +79,7 @@ def observe(
     now: datetime,
     analyses: Analyses,
     problem: Problem | None = None,
+    alerts: Heard | None = None,
 ) -> Observation:
     """Return everything that a decision may need. Metrics that fail are a finding, no error.
 
@@ -70,6 +92,7 @@ def observe(
         now: The present instant.
         analyses: What was made of the evidence so far.
         problem: What of the status could not be done in this pass, and never can be as it is.
+        alerts: What is known of alerts.
 
     Raises:
         ClusterError: The API server did not answer.
@@ -82,6 +105,7 @@ def observe(
         problem=problem,
         router_taken_by=world.taken_by,
         target_taken_by=world.target_taken_by,
+        alerts=alerts,
     )
     if status.phase is Phase.PENDING:
         try:
@@ -105,7 +129,7 @@ def observe(
         router=RouterView(available, acknowledged.connected, acknowledged.applied),
         proofs=tuple(p for p in status.regime_proof if _still_there(p, canary_pods)),
     )
-    if urgent(status, asked):
+    if urgent(status, asked) or _alarmed(status, seen, now):
         return seen
     try:
         seen = replace(seen, proofs=_proofs(world, seen, metrics, now))
@@ -115,6 +139,13 @@ def observe(
     except MetricsError as error:
         seen = replace(seen, metrics_problem=str(error))
     return seen
+
+
+def _alarmed(status: Status, seen: Observation, now: datetime) -> bool:
+    """Tell whether an alert takes traffic away, and must not wait for Prometheus."""
+    if seen.alerts is None or not any(pod.ready for pod in seen.baseline_pods):
+        return False
+    return bool(blamed(status, standing(status, seen.alerts, now)))
 
 
 def _level(text: str | None) -> str | None:

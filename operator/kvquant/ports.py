@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from kvquant.core.alerts import Heard, PolledAlert, Watch
 from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
 from kvquant.core.ticking import TickNeed, Timeline
 
@@ -86,6 +87,26 @@ class Traffic(Protocol):
 
     def forget(self, router: RouterKey) -> None:
         """Stop driving the router; its pods keep their last weights."""
+
+
+class Alerts(Protocol):
+    """The alerts that fire, as far as anybody has told them. Never waits for an answer."""
+
+    def heard(self, watch: Watch) -> Heard:
+        """Return what is known of alerts for a rollout, which is told of news from now on."""
+
+    def stored(self, watch: Watch, mark: int) -> None:
+        """Take note that a rollout's status holds what `heard` returned with this mark."""
+
+    def forget(self, namespace: str, rollout: str) -> None:
+        """Tell a rollout no more: it is gone."""
+
+
+class AlertQueries(Protocol):
+    """Prometheus as one who knows which alerts fire. Raises only `MetricsError`."""
+
+    def alerts(self, now: datetime) -> Sequence[PolledAlert]:
+        """Return every alert that fires or is about to, whomever it concerns, with one query."""
 
 
 class Clock(Protocol):

@@ -24,9 +24,9 @@ from kvquant.core.observation import Problem
 from kvquant.core.plan import Plan
 from kvquant.core.turn import Announcement
 from kvquant.errors import Conflict, Refused, TemplateError
-from kvquant.observing import observe, requests
+from kvquant.observing import alert_watch, observe, requests
 from kvquant.patience import Questions, SomethingCameUp
-from kvquant.ports import Clock, Cluster, Metrics, Object, Traffic
+from kvquant.ports import Alerts, Clock, Cluster, Metrics, Object, Traffic
 from kvquant.world import World, identity, kill_switch, read
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Reconciler:
         traffic: Traffic,
         clock: Clock,
         actor: Actor,
+        alerts: Alerts | None = None,
         grid: timedelta = GRID,
     ) -> None:
         """Make it ready for passes.
@@ -82,6 +83,7 @@ class Reconciler:
             traffic: The data plane's weights.
             clock: The present instant.
             actor: What does to the cluster what statuses say.
+            alerts: What is heard of alerts; None where nobody listens.
             grid: Time between two ticks of the evidence.
         """
         self._cluster = cluster
@@ -91,6 +93,7 @@ class Reconciler:
         self._traffic = traffic
         self._clock = clock
         self._actor = actor
+        self._alerts = alerts
 
     def reconcile(
         self,
@@ -111,7 +114,7 @@ class Reconciler:
         """
         raw = self._cluster.get(names.KIND, ref.namespace, ref.name)
         if raw is None:
-            self._analyses.forget(ref.namespace, ref.name)
+            self._forget(ref)
             return Result(0, done=True)
         try:
             world = read(self._cluster, raw)
@@ -134,7 +137,7 @@ class Reconciler:
         """
         raw = self._cluster.get(names.KIND, ref.namespace, ref.name)
         if raw is None:
-            self._analyses.forget(ref.namespace, ref.name)
+            self._forget(ref)
             return Result(0, done=True)
         try:
             world = read(self._cluster, raw)
@@ -153,6 +156,7 @@ class Reconciler:
             return Result(0, done=True)
         if world.rollout.status.phase not in (Phase.PENDING, Phase.PROMOTED, Phase.ROLLED_BACK):
             return self._pass(world, self._metrics, None, deleting=True)
+        self._deaf(ref)
         try:
             if world.rollout.status.phase is Phase.PROMOTED:
                 self._actor.hand_over(world)
@@ -193,8 +197,23 @@ class Reconciler:
             problem = Problem(reason, str(error))
         now = self._clock()
         asked = requests(world, cluster_kill, deleting=deleting)
+        watch = alert_watch(world)
+        if rollout.status.settled and rollout.status.phase is Phase.PROMOTED:
+            # Its pool is its owner's again, and there is nowhere to go back to.
+            self._deaf(Ref(watch.namespace, watch.rollout))
+            alerts = None
+        else:
+            alerts = None if self._alerts is None else self._alerts.heard(watch)
         seen = observe(
-            world, asked, self._cluster, metrics, self._traffic, now, self._analyses, problem
+            world,
+            asked,
+            self._cluster,
+            metrics,
+            self._traffic,
+            now,
+            self._analyses,
+            problem,
+            alerts,
         )
         decision = decide(Plan.of(rollout.spec), rollout.status, seen, now)
         if decision.status != rollout.status:
@@ -204,6 +223,8 @@ class Reconciler:
             except Conflict:
                 # Somebody else wrote first: what was decided here is void.
                 return Result(0)
+        if self._alerts is not None and alerts is not None:
+            self._alerts.stored(watch, alerts.mark)
         # Weights are served by the next pass. Until then they are but words: a kill switch, above
         # all, must not wait for whatever this phase waits for.
         if decision.status.settled:
@@ -216,8 +237,19 @@ class Reconciler:
             after=decision.status,
         )
 
+    def _forget(self, ref: Ref) -> None:
+        """Drop what is remembered of a rollout that is gone."""
+        self._deaf(ref)
+        self._analyses.forget(ref.namespace, ref.name)
+
+    def _deaf(self, ref: Ref) -> None:
+        """Hear no more of alerts for a rollout that is gone or about to go."""
+        if self._alerts is not None:
+            self._alerts.forget(ref.namespace, ref.name)
+
     def _unreadable(self, raw: Object, error: ValidationError) -> Result:
         """Say once, in a condition and an Event, why it cannot be read; touch nothing else."""
+        self._deaf(Ref(raw["metadata"]["namespace"], raw["metadata"]["name"]))
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         problem = Problem("InvalidSpec", f"{where or 'status'}: {first['msg']}")

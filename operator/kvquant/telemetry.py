@@ -39,6 +39,11 @@ DIRECT_READS = Counter(
     "Reads that were sent to the API server because no watch could answer them, by kind.",
     ["kind"],
 )
+ALERT_NOTIFICATIONS = Counter(
+    "kvquant_alert_notifications_total",
+    "Requests to the webhook receiver of alerts, by the HTTP status of the answer.",
+    ["status"],
+)
 WATCHES = Gauge("kvquant_watches", "Watches that are open or wanted.")
 
 

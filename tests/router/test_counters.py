@@ -17,7 +17,7 @@ from kvquant.core.counters import Series
 from kvquant.core.envoy_bootstrap import LATENCY_BOUNDS_MS
 from kvquant.core.evidence import ArmNeed
 from kvquant.core.tick_queries import ROUTER_COUNTERS
-from kvquant.core.ticking import Scrapes, TickNeed, instants
+from kvquant.core.ticking import GRID, Scrapes, TickNeed, instants
 from tests.router.conftest import Stage
 from tests.router.harness import Engine, Envoy, eventually
 
@@ -202,17 +202,14 @@ async def test_each_fate_is_one_request_started_and_failed_as_the_client_saw_it(
 
 async def sample(envoy: Envoy) -> tuple[float | None, ...]:
     """Return started, failed, unanswered and answered, as the ticks have them."""
-    window = instants(0, 0)
+    window = instants(0, 0, GRID)
     assert window is not None
     pod = {"namespace": "ns", "pod": "r-7d9f8b6c5-aaaaa"}
-    series = [
-        Series(dict(_LABEL.findall(labels)) | pod | {"__name__": name}, [(0, value)])
-        for name, labels, value in (
-            (*key.rstrip("}").split("{", 1), value)
-            for key, value in (await envoy.metrics()).items()
-            if "{" in key
-        )
-    ]
+    series = []
+    for key, value in (await envoy.metrics()).items():
+        name, _, labels = key.partition("{")
+        told = {"__name__": name} | dict(_LABEL.findall(labels)) | pod
+        series.append(Series(told, [(0, value)]))
     wanted = {
         "": [s for s in series if s.name in ROUTER_COUNTERS],
         "latency": [s for s in series if s.name == queries.LATENCY],

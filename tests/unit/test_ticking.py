@@ -60,7 +60,7 @@ def seen(pod: str, *times: int, age: float = 5) -> Series:
 
 
 def scrapes(first: int = -30) -> Scrapes:
-    window = instants(T + first, T)
+    window = instants(T + first, T, GRID)
     assert window is not None
     return Scrapes(window)
 
@@ -81,7 +81,7 @@ def router_at_last_tick(*series: Series) -> RouterSample:
 def test_the_grid_does_not_depend_on_when_one_looks(offset: int, delay: float) -> None:
     at = NOW + timedelta(milliseconds=offset)
     step = GRID.total_seconds()
-    first, last = first_instant(at), last_instant(at, timedelta(seconds=delay))
+    first, last = first_instant(at, GRID), last_instant(at, timedelta(seconds=delay), GRID)
     assert first % step == last % step == 0
     assert at.timestamp() <= first < at.timestamp() + step
     # Time-outs of less than a millisecond are no matter of the grid.
@@ -89,10 +89,10 @@ def test_the_grid_does_not_depend_on_when_one_looks(offset: int, delay: float) -
 
 
 def test_an_instant_of_the_grid_is_its_own_first_and_last() -> None:
-    assert first_instant(NOW) == T
-    assert last_instant(NOW, timedelta(0)) == T
-    assert last_instant(NOW, timedelta(seconds=1)) == T - 15
-    assert instants(T + 15, T) is None
+    assert first_instant(NOW, GRID) == T
+    assert last_instant(NOW, timedelta(0), GRID) == T
+    assert last_instant(NOW, timedelta(seconds=1), GRID) == T - 15
+    assert instants(T + 15, T, GRID) is None
 
 
 def test_every_instant_has_a_tick_and_holds_what_was_scraped_then() -> None:

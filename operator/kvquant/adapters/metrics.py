@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -22,12 +22,21 @@ from urllib3.util.retry import Retry
 
 from kvquant.adapters import bounded
 from kvquant.core import queries
+from kvquant.core.alerts import PolledAlert, polled
 from kvquant.core.counters import Series
 from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
 from kvquant.core.reading import Readings, cache_config
 from kvquant.core.scope import EVERYWHERE, Scope
 from kvquant.core.tick_queries import TickQueries
-from kvquant.core.ticking import GRID, Scrapes, TickNeed, Timeline, instants, last_instant
+from kvquant.core.ticking import (
+    GRID,
+    Scrapes,
+    TickNeed,
+    Timeline,
+    first_instant,
+    instants,
+    last_instant,
+)
 from kvquant.errors import MetricsError
 
 DEFAULT_TIMEOUT = 10.0
@@ -75,6 +84,7 @@ class PrometheusMetrics:
         session: requests.Session | None = None,
         scope: Scope = EVERYWHERE,
         delay: timedelta = DEFAULT_DELAY,
+        grid: timedelta = GRID,
     ) -> None:
         """Make the client; nothing is sent yet.
 
@@ -85,6 +95,7 @@ class PrometheusMetrics:
             session: Session that bears headers, credentials and trust, if they are needed.
             scope: How Prometheus labels the pods.
             delay: How long after a scrape began its samples are found by queries.
+            grid: Time between two ticks.
         """
         session = session or requests.Session()
         url, credentials = _without_credentials(url.rstrip("/"))
@@ -92,7 +103,8 @@ class PrometheusMetrics:
             session.auth = credentials
         self._timeout = timeout
         self._scope = scope
-        self._delay = delay
+        self.delay = delay
+        self.grid = grid
         self._where = urlsplit(url).netloc or url
         session.hooks["response"].append(_refuse_partial)
         self._prometheus = PrometheusConnect(url, session=session, method="POST")
@@ -128,11 +140,11 @@ class PrometheusMetrics:
         """
         if not needs:
             return {}
-        end = last_instant(now, self._delay)
-        step = GRID.total_seconds()
+        end = last_instant(now, self.delay, self.grid)
+        step = self.grid.total_seconds()
         most = max(1, min(MOST_INSTANTS, MOST_POINTS // (SERIES_OF_A_ROLLOUT * len(needs))))
-        first = min(need.first for need in needs)
-        window = instants(first, min(end, first + (most - 1) * step))
+        first = first_instant(min(need.since for need in needs), self.grid)
+        window = instants(first, min(end, first + (most - 1) * step), self.grid)
         if window is None:
             return {need.key: Timeline(()) for need in needs}
         texts = TickQueries.of(needs, self._scope)
@@ -170,21 +182,51 @@ class PrometheusMetrics:
         """
         if not pods:
             return {}
-        query = queries.cache_config_times([namespace], pods, self._scope)
+        found = self._configs(queries.cache_config_times([namespace], pods, self._scope), now)
+        return {pod: config for (_, pod), config in found.items()}
+
+    def all_cache_configs(
+        self, namespaces: Iterable[str], now: datetime
+    ) -> Mapping[tuple[str, str], CacheConfig]:
+        """Return what every engine in the namespaces reports, by namespace and pod.
+
+        Raises:
+            MetricsError: Prometheus did not answer, or answered what cannot be relied on.
+        """
+        return self._configs(queries.cache_config_times(namespaces, (), self._scope), now)
+
+    def _configs(self, query: str, now: datetime) -> dict[tuple[str, str], CacheConfig]:
         answer = self._ask(
             self._prometheus.custom_query,
             query,
             params={"time": f"{now.timestamp():.3f}"},
         )
-        by_pod: dict[str, list[tuple[Series, float]]] = defaultdict(list)
+        by_pod: dict[tuple[str, str], list[tuple[Series, float]]] = defaultdict(list)
         try:
             for entry in answer:
                 series = Series(self._ours(entry["metric"]), ())
-                by_pod[series.labels["pod"]].append((series, float(entry["value"][1])))
-            configs = {pod: cache_config(found) for pod, found in by_pod.items()}
+                whose = series.labels["namespace"], series.labels["pod"]
+                by_pod[whose].append((series, float(entry["value"][1])))
+            configs = {whose: cache_config(found) for whose, found in by_pod.items()}
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise self._nonsense(error) from error
-        return {pod: config for pod, config in configs.items() if config is not None}
+        return {whose: config for whose, config in configs.items() if config is not None}
+
+    def alerts(self, now: datetime) -> Sequence[PolledAlert]:
+        """Return every alert that fires or is about to, whomever it concerns, with one query.
+
+        Raises:
+            MetricsError: Prometheus did not answer, or answered what cannot be relied on.
+        """
+        answer = self._ask(
+            self._prometheus.custom_query,
+            queries.ALERTS,
+            params={"time": f"{now.timestamp():.3f}"},
+        )
+        try:
+            return polled([(entry["metric"], float(entry["value"][1])) for entry in answer])
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError, OSError) as error:
+            raise self._nonsense(error) from error
 
     def close(self) -> None:
         """Close the connections."""

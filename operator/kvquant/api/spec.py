@@ -169,6 +169,29 @@ class Promotion(Model):
     """What becomes of the old pool when the rollback window closes."""
 
 
+class AlertPolicy(StrEnum):
+    """What an alert does to a rollout while it fires."""
+
+    ROLLBACK = "rollback"
+    PAUSE = "pause"
+    IGNORE = "ignore"
+
+
+class AlertSelector(Model):
+    """Which alerts, and what they do to this rollout while they fire."""
+
+    match: Annotated[
+        dict[str, Annotated[str, Field(max_length=256, description="Value that it must have.")]],
+        Field(min_length=1, max_length=8),
+    ]
+    """Labels that an alert must have, each with exactly this value. `alertname` is a label, too.
+    An alert of another namespace is matched only where `namespace` is named here."""
+    policy: AlertPolicy = AlertPolicy.ROLLBACK
+    """`rollback`: one that begins to fire while the canary has traffic sends everything back to
+    the baseline at once; one that fired before keeps the rollout from moving instead. `pause`:
+    nothing moves while it fires. `ignore`: it does not concern this rollout."""
+
+
 DEFAULT_STEPS = (
     Step(weight=10, soak="15m"),
     Step(weight=25, soak="15m"),
@@ -225,6 +248,16 @@ class Spec(Model):
     analysis: AnalysisSettings = AnalysisSettings()
     """What must be measured before a step may advance. Too little evidence never advances a step
     and never rolls back: the step waits and says why."""
+    alerts: Annotated[
+        tuple[AlertSelector, ...],
+        Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+    ] = ()
+    """Which alerts roll back or pause this rollout. The first entry that matches an alert decides.
+    An alert that none matches concerns the rollout when its label `namespace` is the rollout's and
+    its label `service` or `deployment` names the target, the router, the canary's pool or one of
+    their Services (or `kvquant_rollout` names the rollout). Such an alert pauses if its `severity`
+    is `warning`, is ignored if that is `info` or `none`, and rolls back otherwise. A change takes
+    effect at once and starts nothing over."""
     promotion: Promotion = Promotion()
     """What happens after the last step."""
     progress_deadline: PositiveDuration = "30m"

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from kvquant.api.fields import Model, Percent
+from kvquant.api.spec import AlertPolicy
 
 CONDITION_MESSAGE_LENGTH = 2048
 
@@ -218,6 +219,38 @@ class HandledRequests(Model):
     """Last handled value of the annotation kvquant.dev/retry."""
 
 
+class AlertSource(StrEnum):
+    """How an alert became known."""
+
+    WEBHOOK = "webhook"
+    POLLING = "polling"
+
+
+class AlertReport(Model):
+    """An alert that fires and concerns the rollout."""
+
+    name: Annotated[str, Field(max_length=128)]
+    """Name of the alert: its label `alertname`."""
+    fingerprint: Annotated[str, Field(max_length=64)]
+    """Hash of all of its labels."""
+    labels: Annotated[
+        dict[str, Annotated[str, Field(max_length=128, description="Value of the label.")]],
+        Field(max_length=12),
+    ] = {}
+    """Its labels, cut to the most telling ones."""
+    since: AwareDatetime
+    """When it began to fire; for one that was polled, when its condition began to hold."""
+    heard_at: AwareDatetime
+    """When it was told, to the hour. Without a word for 12 hours it is taken to be over."""
+    learned: AlertSource
+    """How it became known: by `webhook` from Alertmanager, or by `polling` Prometheus."""
+    policy: AlertPolicy
+    """What it does to the rollout."""
+    before_traffic: bool = False
+    """Whether it fired before the canary had traffic, so that it is not held against the canary:
+    nothing moves until it is over."""
+
+
 class Status(Model):
     """The operator's only memory of a rollout. Written by the operator alone."""
 
@@ -273,6 +306,11 @@ class Status(Model):
     traffic: Annotated[tuple[TrafficSpan, ...], Field(max_length=64)] = ()
     """Splits of the traffic in this attempt, oldest first: from them and Prometheus, an operator
     that was restarted finds the evidence again."""
+    canary_since: AwareDatetime | None = None
+    """When the canary got its first requests, or got them back: alerts that began before are not
+    held against it."""
+    alerts: Annotated[tuple[AlertReport, ...], Field(max_length=16)] = ()
+    """Alerts that fire and concern this rollout."""
     weights: Weights = Weights()
     """Committed split of the traffic. Routers follow this, never the other way round."""
     verdict: str | None = None

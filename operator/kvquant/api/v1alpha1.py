@@ -14,6 +14,8 @@ from kvquant.api.fields import DURATION_PATTERN, Model, parse_duration
 from kvquant.api.spec import (
     DEFAULT_STEPS,
     P99,
+    AlertPolicy,
+    AlertSelector,
     AnalysisSettings,
     Dtype,
     Engine,
@@ -29,6 +31,8 @@ from kvquant.api.spec import (
 )
 from kvquant.api.status import (
     CONDITION_MESSAGE_LENGTH,
+    AlertReport,
+    AlertSource,
     AnalysisReport,
     Condition,
     DecisionKind,
@@ -49,6 +53,10 @@ __all__ = [
     "DEFAULT_STEPS",
     "DURATION_PATTERN",
     "P99",
+    "AlertPolicy",
+    "AlertReport",
+    "AlertSelector",
+    "AlertSource",
     "AnalysisReport",
     "AnalysisSettings",
     "Condition",

@@ -21,6 +21,7 @@ from kvquant.api.v1alpha1 import (
     Status,
     Verdict,
 )
+from kvquant.core import alarm
 from kvquant.core.analysis import Report
 from kvquant.core.baseline import follow_replicas
 from kvquant.core.conditions import describe
@@ -89,12 +90,15 @@ def decide(plan: Plan, status: Status, seen: Observation, now: datetime) -> Deci
     turn.set(observed_generation=seen.generation)
     _kill_switch(turn)
     _resume(turn)
+    alarm.hear(turn)
     running = turn.status.phase in RUNNING
     if running and _new_token(seen.requests.abort, status.handled.abort):
         _handled(turn, abort=seen.requests.abort)
         roll_back(turn, "AbortRequested", f"Aborted on request ({seen.requests.abort}).")
     elif running and (void := overtaken(turn)) is not None:
         roll_back(turn, *void)
+    elif (alert := alarm.raised(turn)) is not None:
+        roll_back(turn, alarm.REASON, alert)
     else:
         if running:
             follow_replicas(turn)
@@ -150,6 +154,8 @@ def _pending(turn: Turn) -> None:
     if turn.status.killed or seen.requests.paused:
         turn.hold("NotStarted", "The rollout does not begin while it is killed or paused.")
         return
+    if alarm.holds(turn):
+        return
     candidate = seen.candidate
     replicas = replicas_for(turn.plan.steps[0].weight, candidate.baseline.replicas)
     canary = Pool(
@@ -170,6 +176,7 @@ def _pending(turn: Turn) -> None:
         canary=canary,
         total_steps=len(turn.plan.steps),
         decisions=turn.status.decisions,
+        alerts=turn.status.alerts,
         rejected_spec_hashes=turn.status.rejected_spec_hashes,
         # What was asked before the attempt began does not speak of this attempt.
         handled=HandledRequests(
@@ -222,11 +229,13 @@ def _verifying(turn: Turn) -> None:
     if turn.status.killed:
         turn.requeue_after = PATIENT
         turn.hold("Killed", "The kill switch holds: every request goes to the baseline.")
+    elif turn.status.alerts:
+        alarm.holds(turn)
     elif not pods_serve(turn):
         deadline(turn)
     elif turn.seen.requests.paused:
         turn.hold("Paused", f"Paused: {turn.seen.requests.paused}")
-    else:
+    elif not alarm.holds(turn):
         advance(turn, "Every canary pod has passed the regime proof.")
 
 
@@ -248,6 +257,8 @@ def _progressing(turn: Turn) -> None:
         turn.requeue_after = WATCHFUL
         if turn.seen.requests.paused:
             turn.hold("Paused", f"Paused: {turn.seen.requests.paused}")
+        elif alarm.holds(turn):
+            return
         elif pods_serve(turn):
             advance(turn, f"Step {turn.status.step} passed, and every canary pod serves.")
         else:
@@ -283,6 +294,8 @@ def _why_not_advance(turn: Turn, verdict: Verdict, message: str) -> tuple[str, s
         return "Paused", f"Paused: {turn.seen.requests.paused}"
     if turn.seen.problem is not None:
         return turn.seen.problem.reason, turn.seen.problem.message
+    if (alert := alarm.why_not(turn)) is not None:
+        return alert
     if not turn.seen.router.follows:
         return "RouterNotReady", router_trouble(turn)
     if verdict is Verdict.ERROR:
@@ -360,6 +373,8 @@ def _promoted(turn: Turn) -> None:
     if turn.seen.problem is not None or turn.seen.router_taken_by is not None:
         turn.requeue_after = PATIENT
         turn.hold("RouterNotReady", "The old pool keeps its pods: " + _obstacle(turn))
+        return
+    if alarm.holds(turn):
         return
     if not drained(turn, of_canary=False):
         turn.requeue_after = WATCHFUL

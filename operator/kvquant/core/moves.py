@@ -51,6 +51,7 @@ def advance(turn: Turn, reason: str) -> None:
         step=step,
         next_step=None,
         step_started_at=turn.now,
+        canary_since=(turn.now if turn.status.weights.canary == 0 else turn.status.canary_since),
         analysis=None,
         # What was asked before the step began does not speak of its evidence.
         handled=turn.status.handled.model_copy(update={"promote": turn.seen.requests.promote}),

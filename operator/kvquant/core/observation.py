@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from kvquant.api.v1alpha1 import PodProof, Pool
+from kvquant.core.alerts import Heard
 from kvquant.core.analysis import Report
 from kvquant.core.evidence import Evidence
 
@@ -122,6 +123,7 @@ class Observation:
         evidence: Metrics of both arms since the step began; None when not asked or not answered.
         report: The analysis of all that was measured in this attempt; None like the evidence.
         metrics_problem: Why there is no evidence, when Prometheus did not answer.
+        alerts: What is known of alerts; None where nobody listens.
     """
 
     generation: int
@@ -139,6 +141,7 @@ class Observation:
     evidence: Evidence | None = None
     report: Report | None = None
     metrics_problem: str | None = None
+    alerts: Heard | None = None
 
 
 def deaths_since(pods: tuple[PodView, ...], since: datetime) -> int:

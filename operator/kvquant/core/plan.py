@@ -85,9 +85,12 @@ def spec_hash(spec: Spec) -> str:
     """Return a hash that changes exactly when the user asks for something else.
 
     Fields that hold their default are left out, so that a newer operator with more fields sees
-    the same hash and does not begin a new attempt.
+    the same hash and does not begin a new attempt. Which alerts stop a rollout is no part of what
+    is rolled out, and may be changed while it is on its way.
     """
-    document = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    document = spec.model_dump(
+        mode="json", by_alias=True, exclude_defaults=True, exclude={"alerts"}
+    )
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 

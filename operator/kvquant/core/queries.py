@@ -204,3 +204,8 @@ def _literal(text: str) -> str:
 
 def _quoted(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+ALERTS = "timestamp(ALERTS) or ALERTS_FOR_STATE"
+"""Every alert that fires or is pending: when a rule has said so last, and since when its condition
+holds. `core.alerts.polled` reads the answer."""

@@ -64,7 +64,7 @@ class TickQueries:
         router_latency: Buckets by router pod and slot, in milliseconds.
         engines_seen: When each engine pod's newest sample was scraped.
         engines_started: When each engine pod's process started.
-        engine_scalars: Counters and gauges by engine pod.
+        engine_scalars: Counters, gauges, and counts and sums of histograms by engine pod.
         engine_histograms: Buckets and sums by engine pod, a query for each histogram's name.
     """
 
@@ -93,6 +93,7 @@ class TickQueries:
         slot = queries.CLUSTER_LABEL
         witness = vllm_metrics.WITNESS + scope.select(*engines)
         code, cls_ = queries.CODE_LABEL, queries.CLASS_LABEL
+        means = [f"{name}_{part}" for name in vllm_metrics.MEANS for part in ("count", "sum")]
         counters = scope.select(
             f'__name__=~"{"|".join(ROUTER_COUNTERS)}"',
             *routers,
@@ -111,7 +112,7 @@ class TickQueries:
             engines_seen=f"max by({pod})(timestamp({witness}))",
             # A sidecar has a start of its own: only what is scraped from the engine's port counts.
             engines_started=f"max by({pod})({started} and on({pod},instance) {witness})",
-            engine_scalars=_summed(scope, engines, vllm_metrics.SCALARS),
+            engine_scalars=_summed(scope, engines, [*vllm_metrics.SCALARS, *means]),
             engine_histograms={
                 name: _summed(scope, engines, (f"{name}_bucket", f"{name}_sum"))
                 for name in vllm_metrics.HISTOGRAMS
@@ -119,7 +120,7 @@ class TickQueries:
         )
 
 
-def _summed(scope: Scope, where: Sequence[str], names: Sequence[str] | Mapping[str, str]) -> str:
+def _summed(scope: Scope, where: Sequence[str], names: Sequence[str]) -> str:
     """Sum what one process counts in parts, after what is scraped twice was taken once."""
     selector = scope.select(f'__name__=~"{"|".join(names)}"', *where)
     by = f"__name__,{scope.namespace},{scope.pod},le"

@@ -1,6 +1,6 @@
 """From the series that Prometheus returned to the ticks that the analysis is fed.
 
-Ticks lie on a grid that is the same for everybody and at all times: multiples of `GRID` since the
+Ticks lie on a grid that is the same for everybody and at all times: multiples of its step since the
 epoch. An operator that was restarted reads the very ticks that it had read before.
 """
 
@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from kvquant.core import queries
 from kvquant.core.analysis.samples import Arm, Bins, EngineSample, RouterSample, Tick
@@ -23,17 +24,27 @@ from kvquant.core.queries import Window
 from kvquant.engines import vllm_metrics
 
 GRID = timedelta(seconds=15)
-"""Time between two ticks."""
+"""Time between two ticks, unless the operator is told otherwise."""
 
-STALE_AFTER = 75.0
-"""Seconds after which a sample is no news any more: a scrape each minute, and a quarter more.
+STALE_STEPS = 5
+"""Steps of the grid after which a sample is no news any more: 75 s, for a scrape each minute.
 
 A scrape that fails ends its series at once. This is for a Prometheus that was itself away: it would
 repeat what it knew last for five minutes."""
 
 MILLISECONDS = 1000.0
 
-_NOTHING_YET = (*(bound / MILLISECONDS for bound in LATENCY_BOUNDS_MS), math.inf)
+_ONE_BOUND = (math.inf,)
+
+
+@lru_cache(maxsize=64)
+def _the_only(bounds: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the one copy of these bounds, which very many histograms share."""
+    return bounds
+
+
+_ROUTER_BOUNDS = _the_only((*(bound / MILLISECONDS for bound in LATENCY_BOUNDS_MS), math.inf))
+_NOTHING_YET = Bins(_ROUTER_BOUNDS, (0.0,) * len(_ROUTER_BOUNDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +92,6 @@ class TickNeed:
     since: datetime
     spans: tuple[Span, ...] = ()
 
-    @property
-    def first(self) -> float:
-        """First instant of the grid that is wanted, in seconds since the epoch."""
-        return first_instant(self.since)
-
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
@@ -104,28 +110,33 @@ class Timeline:
     problems: tuple[str, ...] = ()
 
 
-def first_instant(since: datetime) -> float:
-    """Return the first instant of the grid that is not earlier."""
-    step = round(GRID.total_seconds() * 1000)
+def first_instant(since: datetime, grid: timedelta) -> float:
+    """Return the first instant of the grid that is not earlier, in seconds since the epoch."""
+    step = _milliseconds(grid)
     return -(-math.ceil(since.timestamp() * 1000) // step) * step / 1000
 
 
-def last_instant(now: datetime, delay: timedelta) -> float:
+def last_instant(now: datetime, delay: timedelta, grid: timedelta) -> float:
     """Return the last instant of the grid of which everything has been scraped and stored.
 
     Args:
         now: The present instant.
         delay: How long scraping, and sending on to where it is stored, may take.
+        grid: Time between two instants of the grid.
     """
-    step = round(GRID.total_seconds() * 1000)
+    step = _milliseconds(grid)
     return math.floor((now - delay).timestamp() * 1000) // step * step / 1000
 
 
-def instants(first: float, last: float) -> Window | None:
+def instants(first: float, last: float, grid: timedelta) -> Window | None:
     """Return the range of the grid's instants from the first to the last; None without any."""
     if first > last:
         return None
-    return Window(round(first * 1000), round(last * 1000), round(GRID.total_seconds() * 1000))
+    return Window(round(first * 1000), round(last * 1000), _milliseconds(grid))
+
+
+def _milliseconds(grid: timedelta) -> int:
+    return max(1, round(grid.total_seconds() * 1000))
 
 
 def in_effect(tick: Tick, spans: Sequence[Span]) -> Tick:
@@ -170,7 +181,6 @@ class Scrapes:
         self._window = window
         self._routers: dict[float, _Pods] = {}
         self._engines: dict[float, _Pods] = {}
-        self._bounds: dict[tuple[float, ...], tuple[float, ...]] = {}
 
     def add_seen(self, *, routers: Iterable[Series] = (), engines: Iterable[Series] = ()) -> None:
         """Take in when pods were scraped. Only what was scraped lately takes part: add this first.
@@ -182,7 +192,7 @@ class Scrapes:
         for side, series in ((self._routers, routers), (self._engines, engines)):
             for one in series:
                 for at, scraped in one.points:
-                    if at - scraped <= STALE_AFTER:
+                    if at - scraped <= STALE_STEPS * self._window.step:
                         side.setdefault(at, {})[_whose(one)] = _Pod()
 
     def add_router_counters(self, series: Iterable[Series]) -> None:
@@ -241,7 +251,7 @@ class Scrapes:
             routers = owners.sort(self._routers.get(at, {}), owners.routers)
             engines = owners.sort(self._engines.get(at, {}), owners.engines)
             for need in needs:
-                if at < need.first:
+                if at < need.since.timestamp():
                     continue
                 own = routers.get((need.namespace, need.router), {})
                 if own:
@@ -304,7 +314,7 @@ class Scrapes:
             failed=_counted(failed),
             unanswered=_counted(refused + timeouts + resets),
             active=_counted(shown(queries.ACTIVE)),
-            latency=self._bins(buckets, None) if buckets else self._nothing_yet(),
+            latency=self._bins(buckets, None) if buckets else _NOTHING_YET,
         )
 
     def _at_engine(self, pod: _Pod) -> EngineSample:
@@ -320,6 +330,11 @@ class Scrapes:
             buckets = pod.buckets.get((name, ""))
             if buckets:
                 fields[own] = self._bins(buckets, _counted(pod.values.get((name, ""))))
+        for name, own in vllm_metrics.MEANS.items():
+            count = _counted(pod.values.get((f"{name}_count", "")))
+            if count is not None:
+                total = _counted(pod.values.get((f"{name}_sum", "")))
+                fields[own] = Bins(_ONE_BOUND, (count,), total)
         started = _counted(pod.values.get((queries.ENGINE_STARTED, "")))
         return EngineSample(process_started=started, **fields)  # type: ignore[arg-type]
 
@@ -329,12 +344,7 @@ class Scrapes:
         counts = tuple(count for _, count in buckets)
         if bounds[-1] != math.inf or not math.isfinite(counts[-1]):
             return None
-        # Many histograms have the same bounds: one copy of them does.
-        return Bins(self._bounds.setdefault(bounds, bounds), counts, total)
-
-    def _nothing_yet(self) -> Bins:
-        bounds = self._bounds.setdefault(_NOTHING_YET, _NOTHING_YET)
-        return Bins(bounds, (0.0,) * len(bounds))
+        return Bins(_the_only(bounds), counts, total)
 
 
 class _Owners:
@@ -397,8 +407,8 @@ def _of(side: Mapping[float, _Pods], series: Series) -> Iterator[tuple[_Pod, flo
     """Yield the pod at each instant at which it was scraped, with the series' value then."""
     whose = _whose(series)
     for at, value in series.points:
-        pod = side.get(at, {}).get(whose)
-        if pod is not None:
+        pods = side.get(at)
+        if pods is not None and (pod := pods.get(whose)) is not None:
             yield pod, value
 
 

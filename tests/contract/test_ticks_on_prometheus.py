@@ -1,0 +1,346 @@
+"""Ticks read from a real Prometheus that scrapes little exporters."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from kvquant.adapters.metrics import PrometheusMetrics
+from kvquant.core.analysis.samples import Bins, EngineSample, RouterSample, Tick
+from kvquant.core.evidence import ArmNeed
+from kvquant.core.ticking import STALE_STEPS, TickNeed, Timeline
+from tests.prometheus_server import Exporter, prometheus
+from tests.waiting import wait_until
+
+ROUTER = "llama-router"
+ROUTER_POD = f"{ROUTER}-7d9f8b6c5-abcde"
+BASE_POD = "llama-7d9f8b6c5-abcde"
+STEP = timedelta(seconds=1)
+DELAY = timedelta(seconds=0.5)
+
+HISTOGRAMS = {
+    "e2e_request_latency": ("0.5", "1.0"),
+    "request_queue_time": ("0.5",),
+    "request_prefill_time": ("0.5",),
+    "time_to_first_token": ("0.1",),
+    "inter_token_latency": ("0.01", "0.025"),
+}
+
+
+@dataclass
+class Pods:
+    """A router and an engine of one namespace, in the exposition format.
+
+    Attributes:
+        count: What every counter shows: requests started, finished, in each bucket.
+    """
+
+    namespace: str
+    count: float = 100
+    started: float = field(default_factory=lambda: round(time.time()) - 3600.0)
+    errors: float | None = None
+    router: bool = True
+    engine: bool = True
+    prefill: bool = True
+
+    def page(self) -> str:
+        return "\n".join([*self._router(), *self._engine()]) + "\n"
+
+    def _router(self) -> Iterator[str]:
+        if not self.router:
+            return
+        pod = f'namespace="{self.namespace}",pod="{ROUTER_POD}"'
+        yield f"envoy_server_uptime{{{pod}}} 3600"
+        for slot in ("blue", "green"):
+            own = f'{pod},envoy_cluster_name="{slot}"'
+            upstream = "envoy_cluster_upstream"
+            yield f"{upstream}_rq_total{{{own}}} {self.count}"
+            yield f"{upstream}_rq_timeout{{{own}}} 0"
+            yield f"{upstream}_rq_active{{{own}}} 7"
+            yield f"envoy_cluster_membership_healthy{{{own}}} 2"
+            if self.errors is not None:
+                yield f'{upstream}_rq_xx{{{own},envoy_response_code_class="5"}} {self.errors}'
+                yield f'{upstream}_rq_xx{{{own},envoy_response_code_class="2"}} 99'
+                yield f'{upstream}_rq{{{own},envoy_response_code="500"}} {self.errors}'
+            for le in ("500", "1000", "+Inf"):
+                yield f'{upstream}_rq_time_bucket{{{own},le="{le}"}} {self.count}'
+
+    def _engine(self) -> Iterator[str]:
+        if not self.engine:
+            return
+        pod = f'namespace="{self.namespace}",pod="{BASE_POD}"'
+        own = f'{pod},model_name="m",engine="0"'
+        yield f"process_start_time_seconds{{{pod}}} {self.started}"
+        for name in ("num_preemptions", "prompt_tokens", "generation_tokens"):
+            yield f"vllm:{name}_total{{{own}}} {self.count}"
+        for reason, count in (("stop", self.count), ("length", 1)):
+            yield f'vllm:request_success_total{{{own},finished_reason="{reason}"}} {count}'
+        yield f"vllm:num_requests_running{{{own}}} 3"
+        yield f"vllm:num_requests_waiting{{{own}}} 4"
+        for name, bounds in HISTOGRAMS.items():
+            if name == "request_prefill_time" and not self.prefill:
+                continue
+            for le in (*bounds, "+Inf"):
+                yield f'vllm:{name}_seconds_bucket{{{own},le="{le}"}} {self.count}'
+            yield f"vllm:{name}_seconds_sum{{{own}}} 12.5"
+            yield f"vllm:{name}_seconds_count{{{own}}} {self.count}"
+
+
+@pytest.fixture(scope="module")
+def exporters() -> Iterator[tuple[Exporter, Exporter]]:
+    both = Exporter(), Exporter()
+    yield both
+    for one in both:
+        one.close()
+
+
+@pytest.fixture
+def exporter(exporters: tuple[Exporter, Exporter]) -> Iterator[Exporter]:
+    yield exporters[0]
+    exporters[0].pause = 0
+
+
+@pytest.fixture
+def second(exporters: tuple[Exporter, Exporter]) -> Iterator[Exporter]:
+    yield exporters[1]
+    exporters[1].page = ""
+
+
+@pytest.fixture(scope="module")
+def url(
+    exporters: tuple[Exporter, Exporter], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    folder: Path = tmp_path_factory.mktemp("prometheus")
+    with prometheus(exporters, folder) as url:
+        yield url
+
+
+def client(url: str) -> PrometheusMetrics:
+    return PrometheusMetrics(url, timeout=5, grid=STEP, delay=DELAY)
+
+
+@pytest.fixture
+def metrics(url: str) -> Iterator[PrometheusMetrics]:
+    metrics = client(url)
+    yield metrics
+    metrics.close()
+
+
+@pytest.fixture
+def pods(request: pytest.FixtureRequest) -> Pods:
+    # A namespace of its own: Prometheus remembers what other tests showed.
+    name: str = request.node.name.replace("_", "-").replace("[", "-").replace("]", "")
+    return Pods(name)
+
+
+def need(pods: Pods, since: datetime) -> TickNeed:
+    return TickNeed(
+        key="k",
+        namespace=pods.namespace,
+        router=ROUTER,
+        baseline=ArmNeed("blue", "llama"),
+        canary=ArmNeed("green", "llama-pool"),
+        since=since,
+    )
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def read(metrics: PrometheusMetrics, pods: Pods, since: datetime, until: datetime) -> Timeline:
+    wait_until(lambda: now() >= until, 60, f"it should become {until}")
+    return metrics.ticks([need(pods, since)], until)["k"]
+
+
+def settle(metrics: PrometheusMetrics, pods: Pods, since: datetime) -> Tick:
+    """Return a tick that holds what is shown now."""
+    return read(metrics, pods, since, now() + STEP + DELAY).ticks[-1]
+
+
+def test_everything_that_pods_show_is_in_their_samples(
+    exporter: Exporter, metrics: PrometheusMetrics, pods: Pods
+) -> None:
+    since = now()
+    exporter.show(replace(pods, errors=5).page())
+    found = read(metrics, pods, since, now() + STEP + DELAY)
+    tick = found.ticks[-1]
+    latency = Bins((0.5, 1.0, math.inf), (100, 100, 100))
+    assert found.complete
+    assert found.healthy == {"blue": 2, "green": 2}
+    sample = RouterSample(started=100, failed=5, unanswered=0, active=7, latency=latency)
+    assert tick.baseline.routers == tick.canary.routers == {ROUTER_POD: sample}
+    assert tick.canary.engines == {}
+    assert tick.baseline.engines == {
+        BASE_POD: EngineSample(
+            process_started=pods.started,
+            finished=101,
+            preemptions=100,
+            prompt_tokens=100,
+            generated_tokens=100,
+            running=3,
+            waiting=4,
+            e2e=Bins((0.5, 1.0, math.inf), (100, 100, 100), 12.5),
+            queue=Bins((math.inf,), (100,), 12.5),
+            prefill=Bins((math.inf,), (100,), 12.5),
+            ttft=Bins((0.1, math.inf), (100, 100), 12.5),
+            itl=Bins((math.inf,), (100,), 12.5),
+        )
+    }
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.15], ids=["prompt", "late"])
+def test_the_same_ticks_are_read_live_and_after_a_restart(
+    exporter: Exporter, url: str, metrics: PrometheusMetrics, pods: Pods, pause: float
+) -> None:
+    exporter.pause = pause
+    exporter.show(pods.page())
+    since = now()
+    live: list[Tick] = []
+    for turn in range(40):
+        # Each scrape shows something else, and at some nothing is there.
+        exporter.page = None if turn in (12, 13, 14) else replace(pods, count=100 + turn).page()
+        time.sleep(0.15)
+        last = datetime.fromtimestamp(live[-1].at, UTC) if live else since
+        found = metrics.ticks([need(pods, last)], now())["k"].ticks
+        live += found[1 if live else 0 :]
+    restarted = client(url)
+    again = restarted.ticks([need(pods, since)], now())["k"].ticks
+    restarted.close()
+    assert len(live) >= 4
+    assert again[: len(live)] == tuple(live)
+    counts = [s.started for tick in live for s in tick.baseline.routers.values()]
+    assert len(set(counts)) > 3
+
+
+def test_a_restart_shows_as_lower_counts_and_a_younger_process(
+    exporter: Exporter, metrics: PrometheusMetrics, pods: Pods
+) -> None:
+    since = now()
+    exporter.show(pods.page())
+    before = settle(metrics, pods, since).baseline.engines[BASE_POD]
+    exporter.show(replace(pods, count=3, started=pods.started + 3600).page())
+    after = settle(metrics, pods, since).baseline.engines[BASE_POD]
+    assert (before.process_started, before.finished) == (pods.started, 101)
+    assert (after.process_started, after.finished) == (pods.started + 3600, 4)
+
+
+def test_a_pod_that_cannot_be_scraped_is_in_no_tick(
+    exporter: Exporter, metrics: PrometheusMetrics, pods: Pods
+) -> None:
+    since = now()
+    exporter.show(pods.page())
+    assert settle(metrics, pods, since).baseline.engines
+    exporter.show(None)
+    found = read(metrics, pods, since, now() + STEP + DELAY)
+    assert found.ticks[-1].baseline.engines == {}
+    assert found.ticks[-1].baseline.routers == {}
+    assert f"has not scraped router {ROUTER}" in found.problems[0]
+    exporter.show(pods.page())
+    assert settle(metrics, pods, since).baseline.engines
+
+
+@pytest.mark.parametrize("bad", ["NaN", "+Inf", "-1"])
+def test_what_is_no_count_is_unknown(
+    exporter: Exporter, metrics: PrometheusMetrics, pods: Pods, bad: str
+) -> None:
+    since = now()
+    exporter.show(replace(pods, count=float(bad)).page())
+    tick = settle(metrics, pods, since)
+    router, engine = tick.baseline.routers[ROUTER_POD], tick.baseline.engines[BASE_POD]
+    assert router.started is None
+    assert engine.preemptions is None
+    assert (router.active, engine.running) == (7, 3)
+    if bad != "-1":
+        assert router.latency is engine.e2e is None
+
+
+def test_a_series_that_ended_is_zero_at_the_router_and_unknown_at_the_engine(
+    exporter: Exporter, metrics: PrometheusMetrics, pods: Pods
+) -> None:
+    since = now()
+    exporter.show(replace(pods, errors=4).page())
+    before = settle(metrics, pods, since)
+    assert before.baseline.routers[ROUTER_POD].failed == 4
+    assert before.baseline.engines[BASE_POD].prefill is not None
+    exporter.show(replace(pods, prefill=False).page())
+    after = settle(metrics, pods, since)
+    assert after.baseline.routers[ROUTER_POD].failed == 0
+    assert after.baseline.engines[BASE_POD].prefill is None
+
+
+def test_a_pod_that_two_jobs_scrape_counts_once(
+    exporter: Exporter, second: Exporter, metrics: PrometheusMetrics, pods: Pods
+) -> None:
+    since = now()
+    exporter.show(pods.page())
+    once = settle(metrics, pods, since)
+    second.show(pods.page())
+    assert settle(metrics, pods, since).baseline == once.baseline
+
+
+def test_a_sidecars_start_is_not_taken_for_the_engines(
+    exporter: Exporter, second: Exporter, metrics: PrometheusMetrics, pods: Pods
+) -> None:
+    since = now()
+    exporter.show(pods.page())
+    pod = f'namespace="{pods.namespace}",pod="{BASE_POD}"'
+    second.show(f"process_start_time_seconds{{{pod}}} {time.time():.0f}\n")
+    engine = settle(metrics, pods, since).baseline.engines[BASE_POD]
+    assert engine.process_started == pods.started
+
+
+def test_a_past_that_is_long_is_read_in_parts(
+    exporter: Exporter, metrics: PrometheusMetrics, pods: Pods
+) -> None:
+    exporter.show(pods.page())
+    until = now()
+    begin = until - timedelta(hours=1)
+    ticks: list[Tick] = []
+    since = begin
+    for _ in range(10):
+        found = metrics.ticks([need(pods, since)], until)["k"]
+        ticks += found.ticks
+        if found.complete:
+            break
+        assert found.ticks
+        since = datetime.fromtimestamp(ticks[-1].at, UTC) + STEP
+    first, last = math.ceil(begin.timestamp()), math.floor((until - DELAY).timestamp())
+    assert [tick.at for tick in ticks] == list(range(first, last + 1))
+
+
+@pytest.fixture
+def own_exporter() -> Iterator[Exporter]:
+    exporter = Exporter()
+    yield exporter
+    exporter.close()
+
+
+def test_a_prometheus_that_was_away_does_not_repeat_what_it_knew(
+    own_exporter: Exporter, tmp_path: Path, pods: Pods
+) -> None:
+    exporter = own_exporter
+    since = now()
+    with prometheus(exporter, tmp_path):
+        exporter.show(pods.page())
+        time.sleep(1)
+        away = now()
+    time.sleep(STALE_STEPS + 3)
+    with prometheus(exporter, tmp_path) as url:
+        exporter.show(replace(pods, count=140).page())
+        metrics = client(url)
+        try:
+            ticks = read(metrics, pods, since, now() + STEP + DELAY).ticks
+        finally:
+            metrics.close()
+    seen = [tick.at for tick in ticks if tick.baseline.routers]
+    gone = [tick.at for tick in ticks if not tick.baseline.routers and tick.at > seen[0]]
+    assert ticks[-1].baseline.routers[ROUTER_POD].started == 140
+    assert gone, "the outage is seen"
+    assert gone[0] <= away.timestamp() + STALE_STEPS + 2
