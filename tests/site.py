@@ -7,10 +7,12 @@ routers have at that moment, as in life.
 
 from __future__ import annotations
 
+import bisect
 import copy
 import itertools
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,14 +21,16 @@ from kvquant.alerting.board import AlertBoard
 from kvquant.api import names
 from kvquant.api.v1alpha1 import KVQuantRollout, Phase, Status
 from kvquant.config import OperatorConfig
-from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
+from kvquant.core.analysis.samples import Arm, Bins, EngineSample, RouterSample, Tick
+from kvquant.core.evidence import ArmNeed, CacheConfig
 from kvquant.core.manifests import selects
 from kvquant.core.regime import expected_factor
+from kvquant.core.ticking import TickNeed, Timeline, in_effect
 from kvquant.engines import vllm
 from kvquant.ports import Object, RouterKey
 from kvquant.reconciler import Reconciler, Ref, Result
 from tests.fakes.cluster import FakeCluster
-from tests.fakes.metrics import FakeMetrics, arm
+from tests.fakes.metrics import FakeMetrics
 from tests.fakes.traffic import FakeTraffic
 
 NAMESPACE = "inference"
@@ -34,6 +38,11 @@ BEGIN = datetime(2026, 11, 25, 12, tzinfo=UTC)
 BASELINE_TOKENS = 98_304
 MEMORY = 6 * 2**30
 LONG_AGO = timedelta(days=2)
+
+GRID = timedelta(seconds=1)
+"""Time between two ticks: all durations of the analysis are 15 times shorter than usual."""
+BOUNDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, math.inf)
+"""Bounds of the made-up latencies in seconds: answers take up to 1 s, the slow ones 10 to 30 s."""
 
 STEPS = [{"weight": w, "soak": "20s"} for w in (10, 25, 50, 100)]
 
@@ -88,6 +97,25 @@ class Harm:
     preemptions: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a slot of a router has served since the beginning, as cumulative counts."""
+
+    requests: float = 0.0
+    slow: float = 0.0
+    errors: float = 0.0
+    preemptions: float = 0.0
+
+    def more(self, requests: float, harm: Harm) -> Served:
+        """Return the counts after so many more requests."""
+        return Served(
+            self.requests + requests,
+            self.slow + requests * harm.slow,
+            self.errors + requests * harm.errors,
+            self.preemptions + requests * harm.preemptions,
+        )
+
+
 @dataclass(slots=True)
 class Site:
     """The world, and an operator in it.
@@ -114,13 +142,13 @@ class Site:
     alerts: AlertBoard = field(init=False)
     polls: bool = False
     reconciler: Reconciler = field(init=False)
-    _flow: list[tuple[datetime, RouterKey, dict[str, float]]] = field(default_factory=list)
+    _flow: list[tuple[float, dict[tuple[RouterKey, str], Served]]] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
         self.cluster = FakeCluster(now=lambda: self.now)
         self.metrics = FakeMetrics()
-        self.metrics.answer = self._evidence
+        self.metrics.timeline = self._timeline
         self.traffic = FakeTraffic()
         self.restart()
 
@@ -132,7 +160,9 @@ class Site:
     def operator(self, cluster: Any, metrics: Any, traffic: Any) -> Reconciler:
         """Return a fresh operator that uses these ports."""
         actor = Actor(cluster, traffic, OperatorConfig(), "-----BEGIN CERTIFICATE-----")
-        return Reconciler(cluster, metrics, traffic, lambda: self.now, actor, self.alerts)
+        return Reconciler(
+            cluster, metrics, traffic, lambda: self.now, actor, self.alerts, grid=GRID
+        )
 
     # What people do.
 
@@ -215,14 +245,21 @@ class Site:
 
     def let_pass(self, seconds: float) -> None:
         """Let clients send requests for a while, then let controllers catch up."""
+        served = dict(self._flow[-1][1]) if self._flow else {}
         for router, weights in self.traffic.weights.items():
-            share = {slot: self.rate * seconds * w / 100 for slot, w in weights.items()}
-            self._flow.append((self.now + timedelta(seconds=seconds), router, share))
+            for slot, weight in weights.items():
+                pods = self.serving(router.name, slot)
+                harm = self.harm.get(self._deployment_of(pods[0]) if pods else "", Harm())
+                before = served.get((router, slot), Served())
+                served[router, slot] = before.more(self.rate * seconds * weight / 100, harm)
             for slot, weight in weights.items():
                 exists = ("Service", NAMESPACE, f"{router.name}-{slot}") in self.cluster._objects
                 if weight and exists and not self.serving(router.name, slot):
                     self.lost.append(f"{self.now:%H:%M:%S} {weight} % to {slot}: no pod serves")
+        if not self._flow:
+            self._flow.append((self.now.timestamp(), {}))
         self.now += timedelta(seconds=seconds)
+        self._flow.append((self.now.timestamp(), served))
         self.control()
 
     def until(
@@ -349,34 +386,71 @@ class Site:
 
     # Prometheus.
 
-    def _evidence(self, need: EvidenceNeed, now: datetime) -> Evidence:
-        def sample(slot: str, deployment: str, since: datetime, until: datetime) -> Any:
-            router = RouterKey(need.namespace, need.router)
-            requests = sum(
-                share.get(slot, 0.0)
-                for at, its_router, share in self._flow
-                if its_router == router and since < at <= until
-            )
-            harm = self.harm.get(deployment, Harm())
-            return arm(
-                int(requests),
-                slow=int(requests * harm.slow),
-                errors=int(requests * harm.errors),
-                preemptions=int(requests * harm.preemptions),
-                healthy=len(self.serving(need.router, slot)),
-            )
+    def _deployment_of(self, pod: str) -> str:
+        found = self.cluster._objects["Pod", NAMESPACE, pod]
+        return str(found["metadata"]["annotations"]["test/deployment"])
 
-        baseline, canary = need.baseline, need.canary
-        found = Evidence(
-            now,
-            sample(baseline.slot, baseline.deployment, need.since, now),
-            sample(canary.slot, canary.deployment, need.since, now),
+    def _timeline(self, need: TickNeed, now: datetime) -> Timeline:
+        router = RouterKey(need.namespace, need.router)
+        step = GRID.total_seconds()
+        first = math.ceil(need.since.timestamp() / step)
+        if self._flow:
+            # Before that, nobody sent anything.
+            first = max(first, math.floor(self._flow[0][0] / step))
+        ticks = []
+        for index in range(first, math.floor(now.timestamp() / step) + 1):
+            at = index * step
+            arms = [self._arm(router, arm, at) for arm in (need.baseline, need.canary)]
+            ticks.append(in_effect(Tick(at, 0, 0.0, *arms), need.spans))
+        healthy = {
+            arm.slot: float(len(self.serving(need.router, arm.slot)))
+            for arm in (need.baseline, need.canary)
+        }
+        return Timeline(tuple(ticks), healthy=healthy)
+
+    def _arm(self, router: RouterKey, arm: ArmNeed, at: float) -> Arm:
+        served = self._served(router, arm.slot, at)
+        fast = served.requests - served.slow
+        counts = [0.3 * fast, 0.8 * fast, *[fast] * 5, *[served.requests] * 3]
+        pods = [pod for pod in self.pods(arm.deployment) if _is_ready(pod)]
+        return Arm(
+            routers={
+                "router": RouterSample(
+                    started=served.requests,
+                    failed=served.errors,
+                    unanswered=0.0,
+                    active=0.0,
+                    latency=Bins(BOUNDS, tuple(counts)),
+                )
+            },
+            engines={
+                arm.deployment: EngineSample(
+                    process_started=0.0,
+                    finished=served.requests,
+                    preemptions=served.preemptions,
+                    running=1.0,
+                    waiting=0.0,
+                )
+            },
+            replicas=max(1, len(pods)),
         )
-        if need.baseline_since is None:
-            return found
-        until = need.baseline_until or need.since
-        earlier = sample(baseline.slot, baseline.deployment, need.baseline_since, until)
-        return Evidence(now, earlier, found.canary, baseline_now=found.baseline)
+
+    def _served(self, router: RouterKey, slot: str, at: float) -> Served:
+        """Return the counts at an instant, between those that were kept."""
+        if not self._flow:
+            return Served()
+        after = bisect.bisect_left(self._flow, at, key=lambda entry: entry[0])
+        if after >= len(self._flow) or after == 0:
+            return self._flow[min(after, len(self._flow) - 1)][1].get((router, slot), Served())
+        (begin, old), (end, new) = self._flow[after - 1 : after + 1]
+        one, other = old.get((router, slot), Served()), new.get((router, slot), Served())
+        part = (at - begin) / (end - begin)
+        return Served(
+            *(
+                getattr(one, f.name) + part * (getattr(other, f.name) - getattr(one, f.name))
+                for f in fields(Served)
+            )
+        )
 
 
 def steps_taken(history: list[tuple[RouterKey, dict[str, int]]], slot: str) -> list[int]:
@@ -386,7 +460,7 @@ def steps_taken(history: list[tuple[RouterKey, dict[str, int]]], slot: str) -> l
 
 def never_skips(weights: list[int], ladder: Mapping[int, int] | None = None) -> bool:
     """Tell whether each rise goes to the next rung of the ladder, never past it."""
-    rungs = [0, 10, 25, 50, 100] if ladder is None else list(ladder)
+    rungs = [0, 10, 25, 50, 95, 100] if ladder is None else list(ladder)
     return all(
         after <= before or rungs.index(after) == rungs.index(before) + 1
         for before, after in itertools.pairwise([0, *weights])

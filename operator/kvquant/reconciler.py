@@ -18,10 +18,10 @@ from kvquant.analysing import Analyses
 from kvquant.api import names
 from kvquant.api.conditions import Standing, set_standing
 from kvquant.api.v1alpha1 import Condition, Phase, Status
-from kvquant.core.judgement import GRID
 from kvquant.core.machine import decide
 from kvquant.core.observation import Problem
 from kvquant.core.plan import Plan
+from kvquant.core.ticking import GRID
 from kvquant.core.turn import Announcement
 from kvquant.errors import Conflict, Refused, TemplateError
 from kvquant.observing import alert_watch, observe, requests

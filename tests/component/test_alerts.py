@@ -13,7 +13,8 @@ import pytest
 from kvquant.alerting.board import Note, Receipt
 from kvquant.api.v1alpha1 import AlertSource, Phase, Status
 from kvquant.core.alerts import Alert, PolledAlert
-from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
+from kvquant.core.evidence import CacheConfig
+from kvquant.core.ticking import TickNeed, Timeline
 from kvquant.errors import Conflict
 from kvquant.ports import RouterKey
 from kvquant.reconciler import Ref
@@ -113,7 +114,7 @@ class Hanging:
     def __init__(self) -> None:
         self.asked, self.let_go = threading.Event(), threading.Event()
 
-    def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
+    def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
         self.asked.set()
         assert self.let_go.wait(SOON)
         return {}

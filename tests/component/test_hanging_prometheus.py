@@ -10,7 +10,7 @@ from datetime import datetime
 import pytest
 
 from kvquant.api.v1alpha1 import Phase
-from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
+from kvquant.core.evidence import CacheConfig
 from kvquant.core.ticking import TickNeed, Timeline
 from kvquant.errors import MetricsError
 from kvquant.ports import Metrics, RouterKey
@@ -29,10 +29,6 @@ class Hanging:
         self._metrics = metrics
         self.asked, self.let_go = threading.Event(), threading.Event()
         self.error: Exception | None = None
-
-    def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
-        self._hang()
-        return self._metrics.evidence(needs, now)
 
     def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
         self._hang()

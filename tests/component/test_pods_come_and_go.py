@@ -144,9 +144,10 @@ def test_a_canary_that_never_comes_back_is_given_up_at_the_deadline(site: Site) 
     assert site.traffic.weights[ROUTER] == {"blue": 100, "green": 0}
 
 
-def test_an_engine_that_dies_by_itself_is_no_eviction(site: Site) -> None:
+def test_an_engine_that_keeps_dying_by_itself_is_no_eviction(site: Site) -> None:
     ref = at_first_step(site)
-    site.kill_engine(site.pods("llama-fp8-pool")[0]["metadata"]["name"])
+    for _ in range(3):
+        site.kill_engine(site.pods("llama-fp8-pool")[0]["metadata"]["name"])
     site.turn(ref)
     assert site.status(ref).phase is Phase.ROLLING_BACK
 

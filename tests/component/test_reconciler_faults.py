@@ -10,7 +10,7 @@ import pytest
 
 from kvquant.api import names
 from kvquant.api.v1alpha1 import KVQuantRollout, Phase
-from kvquant.core.evidence import ArmSample, Evidence, EvidenceNeed
+from kvquant.core.ticking import TickNeed, Timeline
 from kvquant.errors import Conflict, Refused, Unavailable
 from kvquant.ports import Object, RouterKey
 from kvquant.reconciler import Reconciler, Ref, Result
@@ -144,17 +144,17 @@ def site() -> Site:
 def test_what_somebody_wrote_between_read_and_write_is_obeyed(site: Site) -> None:
     ref = site.apply()
     site.until(ref, lambda status: status.step == 1)
-    before = site.metrics.answer
+    before = site.metrics.timeline
 
-    def abort_meanwhile(need: EvidenceNeed, now: Any) -> Any:
+    def abort_meanwhile(need: TickNeed, now: Any) -> Any:
         site.annotate(ref, abort="now")
         return before(need, now)
 
-    site.metrics.answer = abort_meanwhile
+    site.metrics.timeline = abort_meanwhile
     stored = site.status(ref)
     assert site.turn(ref).requeue_after == 0, "read and decide again, at once"
     assert site.status(ref) == stored, "what was decided on the old object is void"
-    site.metrics.answer = before
+    site.metrics.timeline = before
     site.turn(ref)
     assert site.status(ref).phase is Phase.ROLLING_BACK
 
@@ -253,18 +253,14 @@ def test_an_abort_before_the_canary_was_created_creates_none(site: Site) -> None
 def test_evidence_that_leaves_the_rollout_out_is_no_pass(site: Site) -> None:
     ref = site.apply()
     site.until(ref, lambda status: status.step == 1)
-    site.metrics.answer = lambda need, now: None
+    site.metrics.timeline = lambda need, now: None
     for _ in range(20):
         site.turn(ref)
     assert site.status(ref).step == 1
-    site.metrics.answer = lambda need, now: Evidence(now, *_empty())
+    site.metrics.timeline = lambda need, now: Timeline(())
     for _ in range(20):
         site.turn(ref)
     assert site.status(ref).step == 1
-
-
-def _empty() -> tuple[ArmSample, ArmSample]:
-    return ArmSample(), ArmSample()
 
 
 def test_a_rollout_that_this_version_cannot_read_is_told_and_left_alone(site: Site) -> None:

@@ -32,6 +32,7 @@ from kvquant.core.observation import (
 from kvquant.core.plan import Plan, spec_hash
 from kvquant.core.turn import DECISIONS_KEPT, Decision
 from tests.fakes.metrics import arm
+from tests.fakes.reports import report
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 SPEC = Spec.model_validate(
@@ -41,7 +42,7 @@ PLAN = Plan.of(SPEC)
 FOLLOWING = RouterView(available=2, connected=2, applied=2)
 POD = PodView("pool-1", ready=True, serving=True, container_id="c1", started_at=NOW)
 PROOF = PodProof(pod="pool-1", container_id="c1", verdict=Verdict.PASS, capacity_tokens=196_608)
-GOOD = Evidence(NOW, arm(2700), arm(300))
+GOOD = Evidence(NOW, arm(), arm())
 BASELINE = Pool(deployment="llama", slot="blue", dtype="auto", replicas=2)
 CANDIDATE = Candidate("vllm", "fp8", "llama-router", BASELINE, "llama-fp8-pool", "green")
 
@@ -75,11 +76,12 @@ def seen(**fields: Any) -> Observation:
         "proofs": (PROOF,),
         "router": FOLLOWING,
         "evidence": GOOD,
+        "report": report(),
     }
     return Observation(generation=3, spec_hash=spec_hash(SPEC), **{**known, **fields})
 
 
-EMPTY_SLOT = Evidence(NOW, arm(2700), arm(0, healthy=0))
+EMPTY_SLOT = Evidence(NOW, arm(), arm(healthy=0))
 """What the routers show until the canary's pods have been proven."""
 
 
@@ -176,8 +178,8 @@ def test_ready_pods_and_following_routers_are_verified_next() -> None:
 def test_a_slot_that_still_holds_an_earlier_pool_is_waited_for(
     healthy: float | None, reason: str
 ) -> None:
-    sample = replace(arm(0), healthy=healthy)
-    after = turn(status(Phase.PROVISIONING), evidence=Evidence(NOW, arm(2700), sample)).status
+    sample = replace(arm(), healthy=healthy)
+    after = turn(status(Phase.PROVISIONING), evidence=Evidence(NOW, arm(), sample)).status
     assert (after.phase, why_held(after)) == (Phase.PROVISIONING, reason)
 
 
@@ -208,11 +210,11 @@ def test_a_proven_pod_gets_traffic_only_once_it_bears_the_label() -> None:
 def test_a_pod_that_routers_do_not_find_healthy_gets_no_weight(
     healthy: float | None, reason: str
 ) -> None:
-    unknown = Evidence(NOW, arm(0), replace(arm(0), healthy=healthy))
+    unknown = Evidence(NOW, arm(), replace(arm(), healthy=healthy))
     after = turn(status(Phase.VERIFYING), evidence=unknown).status
     assert (after.phase, after.weights.canary) == (Phase.VERIFYING, 0)
     assert after.decisions[-1].reason == reason
-    known = turn(after, evidence=Evidence(NOW, arm(0), replace(arm(0), healthy=1.0))).status
+    known = turn(after, evidence=Evidence(NOW, arm(), replace(arm(), healthy=1.0))).status
     assert known.weights.canary == 10
 
 
@@ -238,8 +240,11 @@ def test_the_end_of_a_pause_starts_the_deadline_anew() -> None:
     ("fields", "age", "reason"),
     [
         ({"evidence": None, "metrics_problem": "did not answer"}, 9999, "MetricsUnavailable"),
-        ({"evidence": Evidence(NOW, arm(2700), arm(299))}, 9999, "InsufficientEvidence"),
-        ({"evidence": Evidence(NOW, arm(99_000), arm(300))}, 9999, "TrafficNotArrived"),
+        ({"report": None}, 9999, "MetricsUnavailable"),
+        ({"report": report(Verdict.ERROR)}, 9999, "MetricsUnavailable"),
+        ({"report": report(Verdict.INCONCLUSIVE)}, 9999, "InsufficientEvidence"),
+        ({"report": report(step=2)}, 9999, "MetricsUnavailable"),
+        ({"report": report(baseline=99_000)}, 9999, "TrafficNotArrived"),
         ({"router": RouterView(2, 2, 1)}, 9999, "RouterNotReady"),
         ({"requests": Requests(paused="Ada")}, 9999, "Paused"),
         ({"problem": Problem("RefusedByAPIServer", "quota")}, 9999, "RefusedByAPIServer"),
@@ -254,21 +259,88 @@ def test_a_step_stays_and_says_why(fields: dict[str, Any], age: float, reason: s
 
 def test_an_outage_is_told_in_prometheus_own_words() -> None:
     problem = "Prometheus at p:9090 did not answer within 10 s"
-    after = turn(status(Phase.PROGRESSING, step=1), evidence=None, metrics_problem=problem).status
+    outage = {"evidence": None, "report": None, "metrics_problem": problem}
+    after = turn(status(Phase.PROGRESSING, step=1), **outage).status
     assert problem in (after.verdict or "")
 
 
-def test_a_death_with_exit_code_0_is_a_failure_and_its_cause_is_named() -> None:
+def test_one_death_is_no_verdict_and_is_named_when_there_is_one() -> None:
     dead = replace(POD, ready=False, restarts=1, died_at=NOW, death="Completed, exit code 0")
-    after = turn(status(Phase.PROGRESSING, step=1), canary_pods=(dead,), evidence=None).status
+    other = replace(POD, name="pool-2")
+    step = status(Phase.PROGRESSING, step=1)
+    pods = (dead, other)
+    proofs = (PROOF, PROOF.model_copy(update={"pod": "pool-2"}))
+    assert turn(step, canary_pods=pods, proofs=proofs).status.phase is Phase.PROGRESSING
+    bad = report(Verdict.FAIL)
+    after = turn(step, canary_pods=pods, proofs=proofs, report=bad).status
     assert (after.phase, after.weights.canary) == (Phase.ROLLING_BACK, 0)
     assert "Ended: pool-1 (Completed, exit code 0)." in after.decisions[-1].message
 
 
-def test_a_death_before_the_step_counts_no_more() -> None:
-    dead = replace(POD, restarts=1, died_at=NOW - timedelta(seconds=61), death="x")
-    after = turn(status(Phase.PROGRESSING, step=1, age=60), canary_pods=(dead,)).status
-    assert after.phase is Phase.PROGRESSING
+@pytest.mark.parametrize(
+    ("died", "restarts", "reason"),
+    [(0, 3, "EngineKeepsDying"), (0, 2, None), (61, 3, None)],
+)
+def test_a_crash_loop_rolls_back_without_metrics(
+    died: float, restarts: int, reason: str | None
+) -> None:
+    at = NOW - timedelta(seconds=died)
+    dead = replace(POD, restarts=restarts, died_at=at, death="Completed, exit code 0")
+    outage = {"evidence": None, "report": None, "metrics_problem": "it does not answer"}
+    after = turn(status(Phase.PROGRESSING, step=1, age=60), canary_pods=(dead,), **outage).status
+    if reason is None:
+        assert after.phase is Phase.PROGRESSING
+    else:
+        assert (after.phase, after.decisions[-1].reason) == (Phase.ROLLING_BACK, reason)
+        assert "pool-1 (Completed, exit code 0; 3 restarts)" in after.decisions[-1].message
+
+
+def test_who_tolerates_no_death_at_all_can_say_so() -> None:
+    asked = {"analysis": {"oomRetries": {"maxRestarts": 0}}}
+    strict = Plan.of(Spec.model_validate({**SPEC.model_dump(by_alias=True), **asked}))
+    dead = replace(POD, restarts=1, died_at=NOW, death="OOMKilled, exit code 137")
+    step = status(Phase.PROGRESSING, step=1)
+    after = decide(strict, step, seen(canary_pods=(dead,)), NOW).status
+    assert after.decisions[-1].reason == "EngineKeepsDying"
+    theirs = replace(dead, name="llama-1")
+    both = seen(canary_pods=(dead,), baseline_pods=(theirs,))
+    assert decide(strict, step, both, NOW).status.phase is Phase.PROGRESSING
+
+
+@pytest.mark.parametrize(
+    ("choice", "age", "phase", "next_step"),
+    [
+        ("hold", 9999, Phase.PROGRESSING, None),
+        ("proceed", 3599, Phase.PROGRESSING, None),
+        ("proceed", 3600, Phase.PROGRESSING, 2),
+        ("rollback", 3599, Phase.PROGRESSING, None),
+        ("rollback", 3600, Phase.ROLLING_BACK, None),
+    ],
+)
+def test_what_the_spec_says_is_done_about_a_step_that_is_never_decided(
+    choice: str, age: float, phase: Phase, next_step: int | None
+) -> None:
+    steps = [
+        {"weight": w, "soak": "1m", "onInconclusive": choice, "decideWithin": "1h"}
+        for w in (10, 25, 50, 100)
+    ]
+    plan = Plan.of(Spec.model_validate({**SPEC.model_dump(by_alias=True), "steps": steps}))
+    undecided = seen(report=report(Verdict.INCONCLUSIVE))
+    step = status(Phase.PROGRESSING, step=1, age=age, baseline=BASELINE)
+    after = decide(plan, step, undecided, NOW).status
+    assert (after.phase, after.next_step) == (phase, next_step)
+    if (phase, next_step) != (Phase.PROGRESSING, None):
+        assert "onInconclusive" in after.decisions[-1].message
+
+
+@pytest.mark.parametrize("choice", ["proceed", "rollback"])
+def test_an_outage_is_never_taken_for_an_undecided_step(choice: str) -> None:
+    steps = [{"weight": 100, "soak": "1m", "onInconclusive": choice, "decideWithin": "1h"}]
+    plan = Plan.of(Spec.model_validate({**SPEC.model_dump(by_alias=True), "steps": steps}))
+    out = seen(evidence=None, report=None, metrics_problem="it does not answer")
+    after = decide(plan, status(Phase.PROGRESSING, step=1, age=9999), out, NOW).status
+    assert (after.phase, after.next_step) == (Phase.PROGRESSING, None)
+    assert why_held(after) == "MetricsUnavailable"
 
 
 def test_a_passed_step_asks_for_the_next_ones_pods_before_its_traffic() -> None:
@@ -283,7 +355,6 @@ def test_a_passed_step_asks_for_the_next_ones_pods_before_its_traffic() -> None:
     pods = tuple(replace(POD, name=f"pool-{i}") for i in range(after.canary.replicas))
     moved = turn(waiting, canary_pods=pods).status
     assert (moved.step, moved.next_step, moved.weights.canary) == (2, None, 25)
-    assert moved.previous_step_started_at == after.step_started_at
     assert moved.step_started_at == NOW
 
 
@@ -295,8 +366,8 @@ def test_what_an_advance_rested_on_is_on_record() -> None:
 
 
 def test_harm_while_the_next_pods_start_rolls_back() -> None:
-    bad = Evidence(NOW, arm(2700), arm(300, errors=200))
-    after = turn(status(Phase.PROGRESSING, step=1, next_step=2), evidence=bad).status
+    bad = report(Verdict.FAIL)
+    after = turn(status(Phase.PROGRESSING, step=1, next_step=2), report=bad).status
     assert (after.phase, after.next_step) == (Phase.ROLLING_BACK, None)
 
 
@@ -306,17 +377,13 @@ def test_another_rollouts_traffic_is_never_judged() -> None:
     assert after.rejected_spec_hash is None, "the spec is not to blame"
 
 
-def test_the_last_step_is_judged_by_the_baseline_of_the_step_before() -> None:
+def test_the_last_step_leaves_the_baseline_a_share_to_be_compared_with() -> None:
     last = status(Phase.PROGRESSING, step=4, age=1800)
-    idle = Evidence(NOW, arm(0), arm(3000))
-    assert turn(last, evidence=idle).status.phase is Phase.PROGRESSING
-    earlier = Evidence(NOW, arm(2000), arm(3000), baseline_now=arm(0))
-    after = turn(last, evidence=earlier).status
+    assert last.weights == Weights(baseline=5, canary=95)
+    after = turn(last, report=report(step=4, baseline=150, canary=3000)).status
     assert (after.phase, after.weights.canary) == (Phase.PROMOTED, 100)
-    short = Evidence(NOW, arm(299), arm(3000), baseline_now=arm(0))
-    held = turn(last, evidence=short).status
-    assert held.phase is Phase.PROGRESSING
-    assert "which is over: ask to promote or to abort" in (held.verdict or "")
+    splits = [(span.step, span.weight) for span in after.traffic]
+    assert splits == [(4, 100)], "what was committed before is not known here"
 
 
 # Promoted.
@@ -340,9 +407,9 @@ def test_the_old_pool_goes_after_the_window_when_it_is_drained() -> None:
     closed = status(Phase.PROMOTED, step=4, age=3600)
     assert turn(closed).status.settled, "the drain's time is over as well"
     slow = replace(PLAN, drain_timeout=timedelta(hours=3))
-    busy = seen(evidence=Evidence(NOW, arm(0, active=2), arm(10)))
+    busy = seen(evidence=Evidence(NOW, arm(active=2), arm()))
     assert not decide(slow, closed, busy, NOW).status.settled
-    idle = seen(evidence=Evidence(NOW, arm(0), arm(10, active=9)))
+    idle = seen(evidence=Evidence(NOW, arm(), arm(active=9)))
     after = decide(slow, closed, idle, NOW).status
     assert after.settled
     assert after.baseline is not None
@@ -378,9 +445,9 @@ def test_two_reasons_to_wait_at_the_end_are_recorded_once() -> None:
 def test_pods_stay_until_drained_or_out_of_time(
     age: float, active: float | None, gone: bool
 ) -> None:
-    sample = replace(arm(10), active=active)
+    sample = replace(arm(), active=active)
     after = turn(
-        status(Phase.ROLLING_BACK, age=age, step=2), evidence=Evidence(NOW, arm(9), sample)
+        status(Phase.ROLLING_BACK, age=age, step=2), evidence=Evidence(NOW, arm(), sample)
     ).status
     assert after.canary is not None
     assert (after.canary.replicas == 0) is gone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kvquant.api.v1alpha1 import KVQuantRollout, Phase, PodProof, Pool, Spec, Status, Verdict
-from kvquant.core.evidence import ArmSample, Evidence
+from kvquant.core.analysis import Report
+from kvquant.core.evidence import Evidence
 from kvquant.core.gates import DRAIN_AT_LEAST
 from kvquant.core.machine import RUNNING, decide
 from kvquant.core.observation import (
@@ -28,31 +28,25 @@ from kvquant.core.observation import (
 from kvquant.core.plan import Plan, spec_hash
 from tests.fakes import schema
 from tests.fakes.metrics import arm
+from tests.fakes.reports import report
 
 BEGIN = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NEED = 60
 LADDERS = [(10, 25, 50, 100), (50, 100), (100,), (1, 2, 99, 100)]
-SILENCE = [
-    None,
-    Evidence(BEGIN, ArmSample(), ArmSample()),
-    Evidence(BEGIN, arm(1000), ArmSample()),
-    Evidence(BEGIN, arm(1000), arm(1000), problems=("Prometheus has not scraped the router",)),
-    Evidence(BEGIN, arm(1000), replace(arm(1000), completed=math.nan)),
-    Evidence(BEGIN, arm(1000), replace(arm(1000), timeouts=math.inf, finished=math.nan)),
-    Evidence(BEGIN, arm(1000), replace(arm(1000), completed=-1.0, preemptions=-math.inf)),
-]
-"""What Prometheus may say that means nothing at all, or nothing of one arm."""
-EVIDENCE = [
+SILENCE = [None, *(report(Verdict.ERROR, step=step) for step in (0, 1))]
+"""What an analysis may say that means nothing at all."""
+REPORTS = [
     *SILENCE,
-    Evidence(BEGIN, arm(NEED - 1), arm(NEED - 1)),
-    Evidence(BEGIN, arm(NEED), arm(NEED - 1)),
-    Evidence(BEGIN, arm(5000), arm(NEED)),
-    Evidence(BEGIN, arm(5000), arm(5000)),
-    Evidence(BEGIN, arm(5000), arm(5000, slow=2500)),
-    Evidence(BEGIN, arm(5000), arm(5000, errors=4000)),
-    Evidence(BEGIN, arm(5000, active=3), arm(5000, active=2)),
+    *(
+        report(verdict, step=step, baseline=baseline, canary=baseline / 2)
+        for verdict in (Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE)
+        for step in (1, 2)
+        for baseline in (40, 5000)
+    ),
 ]
-GOOD = Evidence(BEGIN, arm(5000), arm(5000))
+STANDING = [None, Evidence(BEGIN, arm(), arm()), Evidence(BEGIN, arm(active=3), arm(active=2))]
+"""What routers may say of requests in flight."""
+GOOD = Evidence(BEGIN, arm(), arm())
 
 
 def spec(ladder: tuple[int, ...], old_pool: str = "ScaleToZero") -> Spec:
@@ -136,7 +130,9 @@ class RolloutMachine(RuleBasedStateMachine):
     # Looks at it.
 
     @rule(
-        evidence=st.sampled_from(EVIDENCE),
+        evidence=st.sampled_from(STANDING),
+        found=st.sampled_from(REPORTS),
+        mine=st.booleans(),
         wrong=st.sampled_from([False] * 9 + [True]),
         unmeasured=st.sampled_from([False, False, True]),
         follows=st.sampled_from([True, True, False]),
@@ -146,6 +142,8 @@ class RolloutMachine(RuleBasedStateMachine):
     def look(
         self,
         evidence: Evidence | None,
+        found: Report | None,
+        mine: bool,
         wrong: bool,
         unmeasured: bool,
         follows: bool,
@@ -153,8 +151,11 @@ class RolloutMachine(RuleBasedStateMachine):
         known: str,
     ) -> None:
         verdict = Verdict.INCONCLUSIVE if unmeasured else Verdict.FAIL if wrong else Verdict.PASS
+        if found is not None and mine:
+            found = replace(found, step=self.status.step)
         self.turn(
             evidence,
+            found,
             verdict,
             RouterView(2, 2, 2 if follows else 1),
             Problem("RefusedByAPIServer", "quota") if obstacle == "refused" else None,
@@ -166,7 +167,9 @@ class RolloutMachine(RuleBasedStateMachine):
     def all_is_well_for_a_while(self, turns: int, seconds: int) -> None:
         for _ in range(turns):
             self.controllers_act()
-            self.turn(GOOD, Verdict.PASS, RouterView(2, 2, 2), None, None)
+            # Every other pass may be judged by a step that is over by then.
+            good = report(step=self.status.step, baseline=5000, canary=5000)
+            self.turn(GOOD, good, Verdict.PASS, RouterView(2, 2, 2), None, None)
             self.now += timedelta(seconds=seconds)
 
     @rule()
@@ -183,6 +186,7 @@ class RolloutMachine(RuleBasedStateMachine):
     def turn(
         self,
         evidence: Evidence | None,
+        found: Report | None,
         verdict: Verdict,
         router: RouterView,
         problem: Problem | None,
@@ -223,7 +227,8 @@ class RolloutMachine(RuleBasedStateMachine):
                 if pod.ready
             ),
             router=router,
-            evidence=None if pending else evidence,
+            evidence=None if pending or evidence is None else replace(evidence, at=self.now),
+            report=None if pending else found,
         )
         before, plan = self.status, Plan.of(self.spec)
         after = decide(plan, before, seen, self.now).status
@@ -300,6 +305,9 @@ def _weights_rise_by_one_step_to_pods_that_are_proven(
         assert after.weights.canary == 0
     if after.weights.canary <= before.weights.canary:
         return
+    if after.phase is Phase.PROMOTED:
+        assert before.step == len(plan.steps), "the baseline's last share goes with the promotion"
+        return
     assert after.phase is Phase.PROGRESSING
     assert after.step == before.step + 1
     assert after.weights.canary == plan.weight(after.step)
@@ -337,21 +345,17 @@ def _steps_are_earned(
     assert not seen.requests.paused
     assert before.step_started_at is not None
     assert now - before.step_started_at >= plan.steps[before.step - 1].soak
-    assert seen.evidence is not None
-    for sample in (seen.evidence.baseline, seen.evidence.canary):
-        assert sample.completed is not None
-        assert sample.finished is not None
-        assert math.isfinite(sample.completed)
-        assert sample.completed >= NEED
-        assert sample.finished >= NEED
+    assert seen.report is not None
+    assert seen.report.verdict is Verdict.PASS
+    assert seen.report.step == before.step, "the evidence was taken in this step"
 
 
 def _silence_decides_nothing(before: Status, after: Status, seen: Observation) -> None:
-    if not any(seen.evidence is silence for silence in SILENCE):
+    mute = seen.report is None or seen.report.verdict is Verdict.ERROR
+    if not mute and seen.report is not None and seen.report.step == before.step:
         return
     new = after.decisions[len(before.decisions) :] if before.decisions else after.decisions
-    deaths = any(pod.died_at is not None for pod in seen.canary_pods)
-    assert deaths or "AnalysisFailed" not in [decision.reason for decision in new]
+    assert "AnalysisFailed" not in [decision.reason for decision in new]
 
 
 def _the_way_back_is_always_open(before: Status, after: Status, seen: Observation) -> None:

@@ -20,7 +20,7 @@ def a_spec(**changes: object) -> Spec:
 
 def test_defaults_are_fit_for_production() -> None:
     plan = Plan.of(a_spec())
-    assert [step.weight for step in plan.steps] == [10, 25, 50, 100]
+    assert [step.weight for step in plan.steps] == [10, 25, 50, 95], "5 % are held back"
     assert all(step.soak >= timedelta(minutes=10) for step in plan.steps)
     assert plan.analysis.min_requests >= 100
     assert plan.rollback_window >= timedelta(minutes=10)

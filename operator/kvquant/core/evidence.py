@@ -97,10 +97,10 @@ class EvidenceNeed:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Both arms over the same window, unless the need asked for an earlier one of the baseline.
+    """Both arms at an instant.
 
     Attributes:
-        at: Instant that the queries named.
+        at: Instant that the samples are from.
         baseline: The pool that served when the rollout began.
         canary: The pool with the quantized cache.
         problems: What could not be read, in sentences; empty when everything was.

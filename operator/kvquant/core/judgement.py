@@ -7,9 +7,7 @@ from datetime import UTC, datetime, timedelta
 from kvquant.api.v1alpha1 import AnalysisReport, AnalysisSettings, SignalReport, Verdict
 from kvquant.core.analysis import Evidence, Report, Settings
 from kvquant.core.analysis.report import percent, seconds
-
-GRID = timedelta(seconds=15)
-"""Time between two ticks for which the durations of the analysis are meant."""
+from kvquant.core.ticking import GRID
 
 FAMILIES = ("pageFaults", "oomRetries", "p99")
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import fmean
 
 SAME_INCIDENT = 120.0
 """Seconds within which deaths are one incident."""
 
-SHAPE, HOURS = 0.5, 0.25
-"""Gamma prior of a bad canary's rate: two deaths per pod and hour in the mean, widely spread."""
+BAD = (4.0, 16.0, 64.0)
+"""Rates of a bad canary, as multiples of the innocent one; each is thought as likely as the others:
+from a death in two or three hours to one in ten minutes."""
 
 
 @dataclass(slots=True)
@@ -52,10 +54,10 @@ class Deaths:
 def e_value(canary: Deaths, baseline: Deaths, innocent_rate: float) -> float:
     """Return the evidence against the canary: how many times likelier its deaths are if it is bad.
 
-    The likelihood of its incidents under a Gamma mixture of rates, divided by that under the rate
-    that is nobody's fault, is an e-process: it exceeds 1/alpha with at most the probability alpha,
-    ever (Ville 1939; Ramdas et al., "Game-theoretic statistics and safe anytime-valid inference",
-    Statistical Science 2023). What kills the baseline's engines too is not held against the canary.
+    The likelihood of its incidents at rates above the innocent one, divided by that at the innocent
+    one, is an e-process: it exceeds 1/alpha with at most the probability alpha, ever (Ville 1939;
+    Ramdas et al., "Game-theoretic statistics and safe anytime-valid inference", Statistical
+    Science 2023). What kills the baseline's engines too is not held against the canary.
 
     Args:
         canary: Deaths of the canary.
@@ -66,11 +68,5 @@ def e_value(canary: Deaths, baseline: Deaths, innocent_rate: float) -> float:
     if baseline.hours > 0:
         rate += 2 * baseline.incidents / max(baseline.hours, 1.0)
     k, t = canary.incidents, canary.hours
-    mixture = (
-        math.lgamma(SHAPE + k)
-        - math.lgamma(SHAPE)
-        + SHAPE * math.log(HOURS)
-        - (SHAPE + k) * math.log(HOURS + t)
-    )
-    null = k * math.log(rate) - rate * t
-    return math.exp(min(700.0, mixture - null))
+    exponents = [k * math.log(times) - (times - 1) * rate * t for times in BAD]
+    return fmean(math.exp(min(600.0, exponent)) for exponent in exponents)

@@ -111,7 +111,7 @@ class Analysis:
         usable = signals.usable(step)
         everywhere = signals.usable(batches) if self.ledger.visit > 1 else usable
         carried = signals.carried(batches, QUEUEING)
-        load = judge_load(tick, step, usable, self.settings, QUEUEING, self._tested, carried)
+        load = judge_load(tick, step, usable, QUEUEING, self._tested, carried)
         measured = self._measure(usable, "step", load.ratio)
         if len(everywhere) > len(usable):
             for name, evidence in self._measure(everywhere, "rollout", load.ratio).items():
@@ -142,7 +142,7 @@ class Analysis:
             )
         report = passes(report, self.settings, self._pace(step))
         if report.verdict is Verdict.PASS and load.per_canary_pod:
-            self._tested = max(self._tested, load.per_canary_pod * self.settings.time_scale)
+            self._tested = max(self._tested, load.per_canary_pod)
         return report
 
     def _measure(
@@ -311,17 +311,18 @@ class Analysis:
             return []
         now = sorted(loads)[len(loads) // 2]
 
-        def alike(b: Batch) -> bool:
+        def load(b: Batch) -> float:
             side = b.sides[BASELINE]
-            load = side.started / max(1.0, side.replicas) / b.seconds
-            return (
-                b.whole
-                and b.calm
-                and 0.7 * now <= load <= 1.1 * now
-                and not signals.queues(b, BASELINE, QUEUEING)
-            )
+            return side.started / max(1.0, side.replicas) / b.seconds / now
 
-        return [b for b in self.ledger.batches if alike(b)]
+        sound = [
+            b
+            for b in self.ledger.batches
+            if b.whole and b.calm and not signals.queues(b, BASELINE, QUEUEING)
+        ]
+        alike = [b for b in sound if 0.7 <= load(b) <= 1.1]
+        # A baseline that was always busier was slower, if anything: better than nothing.
+        return alike or [b for b in sound if load(b) >= 0.7]
 
     @staticmethod
     def _pods(batches: Sequence[Batch]) -> tuple[float, float] | None:
@@ -365,15 +366,19 @@ def _sentence(name: str, harm: Harm, tolerance: str, verdict: Verdict, *, certai
             f"{100 * harm.baseline / 2:.3g}"
         )
     elif not math.isnan(harm.edge):
-        told = (
-            f"{name}: {percent(harm.canary)} of requests are slower than the baseline's "
-            f"{seconds(harm.edge)} and {tolerance.removesuffix(' slower')}, "
-            f"{percent(harm.baseline)} of the baseline's are slower than that"
+        return (
+            f"{name}: {percent(harm.canary)} of canary requests took longer than "
+            f"{seconds(harm.edge * harm.factor)}, the baseline's {seconds(harm.edge)} and "
+            f"{tolerance.removesuffix(' slower')}; {percent(harm.baseline)} would be equal."
+            f"{_surety(harm, verdict, certain=certain)}"
         )
     else:
         told = f"{name}: {percent(harm.canary)}, baseline {percent(harm.baseline)}"
-    told += f"; {tolerance} is tolerated"
-    if verdict is Verdict.FAIL:
-        sure = "clear of noise" if certain else "likely after so long a wait"
-        return f"{told}. The excess is {sure} after {int(harm.requests):,} canary requests."
-    return f"{told}."
+    return f"{told}; {tolerance} is tolerated.{_surety(harm, verdict, certain=certain)}"
+
+
+def _surety(harm: Harm, verdict: Verdict, *, certain: bool) -> str:
+    if verdict is not Verdict.FAIL:
+        return ""
+    sure = "clear of noise" if certain else "likely, though not certain, after so long a wait"
+    return f" The excess is {sure} after {int(harm.requests):,} canary requests."

@@ -7,8 +7,10 @@ zero beyond. A FAIL needs its lower bound above zero, a PASS its upper bound nea
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 
@@ -30,7 +32,7 @@ FAILURES = Prior(inflation=2.5, batches=15.0, floor=1.0)
 # Preemptions come in clusters: a full cache throws out one sequence after the other.
 FAULTS = Prior(inflation=6.0, batches=20.0, floor=2.0)
 # Logarithms of ratios of means; `SCATTER` is the deviation of one request's.
-RATIOS = Prior(inflation=1.0, batches=8.0, floor=0.05)
+RATIOS = Prior(inflation=1.0, batches=15.0, floor=0.05)
 SCATTER = 0.5
 
 DELIVERED = 0.92
@@ -57,6 +59,7 @@ class Harm:
         baseline: The baseline's value, in the signal's unit.
         canary: The canary's.
         edge: For shares of slow requests, the baseline's quantile in seconds; else NaN.
+        factor: Slow-down that is tolerated.
         requests: Canary requests behind it.
     """
 
@@ -65,6 +68,7 @@ class Harm:
     baseline: float
     canary: float
     edge: float = math.nan
+    factor: float = 1.0
     requests: float = 0.0
 
 
@@ -169,6 +173,7 @@ def slower(
         float(base[0].sum() / base[1].sum()),
         float(ours[0].sum() / ours[1].sum()),
         edge,
+        factor,
         float(ours[1].sum()),
     )
 
@@ -273,16 +278,17 @@ def tokens_slower(
 
 
 def carried(batches: Sequence[Batch], threshold: float) -> float:
-    """Return the requests per second that a baseline pod has carried without a backlog.
+    """Return the most requests per second that a baseline pod has carried without a backlog.
 
-    The upper quartile of its batches: what it did again and again, and not by a lucky draw.
+    Taken as the mean over one step, or over the time before the first: what it did for a while,
+    and not by a lucky draw.
     """
-    rates = [
-        b.sides[BASELINE].ended / max(1.0, b.sides[BASELINE].replicas) / b.seconds
-        for b in batches
-        if b.whole and b.calm and not queues(b, BASELINE, threshold)
-    ]
-    return float(np.quantile(rates, 0.75)) if len(rates) >= FEW else 0.0
+    rates: dict[int, list[float]] = defaultdict(list)
+    for b in batches:
+        base = b.sides[BASELINE]
+        if b.whole and b.calm and not queues(b, BASELINE, threshold):
+            rates[b.visit].append(base.ended / max(1.0, base.replicas) / b.seconds)
+    return max((fmean(one) for one in rates.values() if len(one) >= FEW), default=0.0)
 
 
 def less_delivered(
@@ -293,8 +299,7 @@ def less_delivered(
     A queueing engine works at its limit, so that what it delivers is what it can. It is worse when
     that is less than what a baseline pod delivers at the same time or carried before; of two equal
     engines one may queue for long, but it delivers as much as the other. Requests, prompt tokens
-    and generated tokens are compared, and the best of them counts: they differ by the luck of the
-    draw.
+    and generated tokens count alike: by themselves they differ by the luck of the draw.
 
     Args:
         batches: Usable batches; those in which the canary does not queue are passed over.
@@ -329,19 +334,16 @@ def less_delivered(
         weights.append(done + canary.started)
     if not rows:
         return None
-    ratios = np.maximum(np.array(rows), 1e-3)
+    # Each of the three is as large for equal engines, and together they scatter least.
+    ratios = np.maximum(np.nanmean(np.array(rows), axis=1), 1e-3)
     worth = np.array(weights) / 4  # a quotient of two counts, each of half as many requests
-    found = []
-    for column in ratios.T:
-        if not np.isfinite(column).all():
-            continue
-        harm = math.log(floor) - np.log(column)
-        strict = estimate(harm, worth, SCATTER * SCATTER, RATIOS)
-        relaxed = estimate(harm + math.log(0.95), worth, SCATTER * SCATTER, RATIOS)
-        if strict is not None and relaxed is not None:
-            mean = math.exp(float(np.average(np.log(column), weights=worth)))
-            found.append(Harm(strict, relaxed, 1.0, mean, requests=float(sum(weights)) / 2))
-    return min(found, key=lambda harm: harm.estimate.value, default=None)
+    harm = math.log(floor) - np.log(ratios)
+    found = estimate(harm, worth, SCATTER * SCATTER, RATIOS)
+    relaxed = estimate(harm + math.log(0.95), worth, SCATTER * SCATTER, RATIOS)
+    if found is None or relaxed is None:
+        return None
+    mean = math.exp(float(np.average(np.log(ratios), weights=worth)))
+    return Harm(found, relaxed, 1.0, mean, requests=float(sum(weights)) / 2)
 
 
 def failures(batches: Sequence[Batch], tolerance: float, threshold: float) -> Harm | None:
