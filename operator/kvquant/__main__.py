@@ -6,7 +6,7 @@ import logging
 import socket
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import kopf
@@ -17,6 +17,7 @@ from kvquant import __version__, telemetry
 from kvquant.acting import Actor
 from kvquant.adapters.connection import in_cluster_or_kubeconfig
 from kvquant.adapters.metrics import SET_WITHIN, PrometheusMetrics
+from kvquant.adapters.prometheus_secret import MountedSecret
 from kvquant.adapters.shared_metrics import SharedMetrics
 from kvquant.adapters.tokens import TokenReviewer
 from kvquant.adapters.watching import WatchedCluster
@@ -25,6 +26,7 @@ from kvquant.alerting.board import AlertBoard
 from kvquant.alerting.polling import AlertPoller
 from kvquant.alerting.receiver import AlertReceiver
 from kvquant.config import ConfigError, OperatorConfig
+from kvquant.core.scope import Scope
 from kvquant.handlers import register
 from kvquant.ports import AlertQueries
 from kvquant.reconciler import Reconciler, Ref
@@ -56,7 +58,7 @@ def main() -> int:
     traffic.start()
     start_http_server(config.metrics_port)
     registry = kopf.OperatorRegistry()
-    metrics = PrometheusMetrics(config.prometheus_url, timeout=config.prometheus_timeout)
+    metrics = _prometheus(config)
     alerts = AlertBoard(_now, polls=config.alerts_poll > 0)
     actor = Actor(cluster, traffic, config, identity.ca.decode())
     loops = register(
@@ -98,6 +100,20 @@ def main() -> int:
         cluster.close()
         traffic.stop()
     return 0
+
+
+def _prometheus(config: OperatorConfig) -> PrometheusMetrics:
+    """Return the client of the Prometheus that the configuration names."""
+    folder = config.prometheus_auth_folder
+    return PrometheusMetrics(
+        config.prometheus_url,
+        timeout=config.prometheus_timeout,
+        secret=MountedSecret(Path(folder) if folder else None),
+        scope=config.scope,
+        delay=timedelta(seconds=config.prometheus_delay),
+        grid=timedelta(seconds=config.tick_seconds),
+        alerts=Scope(matchers=config.alerts_matchers),
+    )
 
 
 def _ears(

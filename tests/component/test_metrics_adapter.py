@@ -288,7 +288,6 @@ def test_infos_are_no_warnings(stub: Stub, metrics: PrometheusMetrics) -> None:
     ("status", "body"),
     [
         (400, b'{"status":"error","error":"parse error"}'),
-        (401, b"who are you"),
         (422, b'{"status":"error","error":"too many samples"}'),
         (500, b"oops"),
         (503, b"starting"),
