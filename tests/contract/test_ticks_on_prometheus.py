@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kvquant.adapters.metrics import PrometheusMetrics
+from kvquant.adapters.shared_metrics import SharedMetrics
 from kvquant.core.analysis.samples import Bins, EngineSample, RouterSample, Tick
 from kvquant.core.evidence import ArmNeed, EvidenceNeed
 from kvquant.core.scope import Scope
@@ -220,6 +222,35 @@ def test_the_same_ticks_are_read_live_and_after_a_restart(
     assert again[: len(live)] == tuple(live)
     counts = [s.started for tick in live for s in tick.baseline.routers.values()]
     assert len(set(counts)) > 3
+
+
+def test_rollouts_that_share_their_queries_see_what_each_would_see_alone(
+    exporter: Exporter, metrics: PrometheusMetrics, url: str, pods: Pods
+) -> None:
+    exporter.show(pods.page())
+    since = now()
+    shared = SharedMetrics(metrics, patience=10)
+    three = [replace(need(pods, since), key=f"k{i}") for i in range(3)]
+
+    def live(one: TickNeed) -> list[Tick]:
+        ticks: list[Tick] = []
+        for _ in range(12):
+            time.sleep(0.3)
+            last = datetime.fromtimestamp(ticks[-1].at, UTC) if ticks else since
+            found = shared.ticks([replace(one, since=last)], now())[one.key].ticks
+            ticks += found[1 if ticks else 0 :]
+        return ticks
+
+    with ThreadPoolExecutor(4) as threads:
+        told = [threads.submit(live, one) for one in three]
+        for count in range(8):
+            exporter.page = replace(pods, count=200 + count).page()
+            time.sleep(0.3)
+        answers = [one.result(20) for one in told]
+    alone = metrics.ticks([need(pods, since)], now())["k"].ticks
+    for ticks in answers:
+        assert len(ticks) >= 2
+        assert tuple(ticks) == alone[: len(ticks)]
 
 
 def test_a_restart_shows_as_lower_counts_and_a_younger_process(

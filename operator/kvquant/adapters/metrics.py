@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -138,14 +138,14 @@ class PrometheusMetrics:
         texts = TickQueries.of(needs, self._scope)
         deadline = time.monotonic() + SET_WITHIN * self._timeout
 
-        def read(query: str) -> list[Series]:
+        def read(query: str) -> Iterator[Series]:
             if time.monotonic() > deadline:
                 raise MetricsError(
                     f"Prometheus at {self._where} takes too long over a set of queries (more than "
                     f"{SET_WITHIN * self._timeout:g} s): look at its load, or raise "
                     "KVQUANT_PROMETHEUS_TIMEOUT."
                 )
-            return self._range(query, window)
+            return self._read(query, window)
 
         scrapes = Scrapes(window)
         try:
@@ -157,7 +157,7 @@ class PrometheusMetrics:
             for name, text in texts.engine_histograms.items():
                 scrapes.add_engine_histogram(name, read(text))
             return scrapes.timelines(needs, complete=window.end >= end)
-        except (KeyError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._nonsense(error) from error
 
     def cache_configs(
@@ -221,6 +221,18 @@ class PrometheusMetrics:
         self._prometheus.close()
 
     def _range(self, query: str, window: queries.Window) -> list[Series]:
+        try:
+            return list(self._read(query, window))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise self._nonsense(error) from error
+
+    def _read(self, query: str, window: queries.Window) -> Iterator[Series]:
+        """Ask, and return the series one by one: of a hundred thousand, few need be there at once.
+
+        Raises:
+            MetricsError: Prometheus did not answer.
+            KeyError, TypeError, ValueError, OverflowError: A series is not as Prometheus writes it.
+        """
         # The client rounds instants to whole seconds; what is given as parameters wins.
         exact = {
             "start": f"{window.start_ms / 1000:.3f}",
@@ -237,20 +249,21 @@ class PrometheusMetrics:
             step=exact["step"],
             params=exact,
         )
-        try:
-            return [
-                Series(
-                    self._ours(entry["metric"]),
-                    # Milliseconds are what Prometheus counts in; so instants can be compared.
-                    [(round(float(t) * 1000) / 1000, float(v)) for t, v in entry["values"]],
-                )
-                for entry in answer
-            ]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise self._nonsense(error) from error
+        return (
+            Series(
+                self._ours(entry["metric"]),
+                # Milliseconds are what Prometheus counts in; so instants can be compared.
+                [(round(float(t) * 1000) / 1000, float(v)) for t, v in entry["values"]],
+            )
+            for entry in answer
+        )
 
-    def _ours(self, labels: Mapping[str, str]) -> dict[str, str]:
+    def _ours(self, labels: Any) -> Mapping[str, str]:
         """Return the labels with a pod's namespace and name under the names that we use."""
+        if not isinstance(labels, dict):
+            raise TypeError(f"labels were expected, {type(labels).__name__} came")
+        if self._scope.namespace == "namespace" and self._scope.pod == "pod":
+            return labels
         ours = dict(labels)
         # What else may be called so, such as the exporter's own namespace, is not asked for.
         for own, theirs in (("namespace", self._scope.namespace), ("pod", self._scope.pod)):
