@@ -54,7 +54,7 @@ def _progress(
         those = [outcome for _ in range(runs) for outcome in next(results)]
         yield from those
         click.echo(f"[{number}/{len(cells)}] {kind}/{load}, {time.monotonic() - begun:.0f} s")
-        for rule in dict.fromkeys(o.rule for o in those):
+        for rule in (rule for rule in RULES if any(o.rule == rule for o in those)):
             cell = Cell.of([o for o in those if o.rule == rule])
             delay = "" if cell.delay is None else f", after {cell.delay:.1f} min"
             click.echo(
@@ -79,6 +79,7 @@ def _made() -> str:
 @click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Processes.")
 @click.option("--keep", default=_KEPT, show_default=True, type=Path, help="All outcomes, as JSON.")
 @click.option("--page/--no-page", default=True, show_default=True, help="Write docs/ anew.")
+@click.option("--merge", is_flag=True, help="Keep what was kept of other rules and cells.")
 @click.option("--again", is_flag=True, help="Write docs/ from what was kept, and run nothing.")
 def main(
     runs: int,
@@ -89,6 +90,7 @@ def main(
     jobs: int,
     keep: Path,
     page: bool,
+    merge: bool,
     again: bool,
 ) -> None:
     """Measure, keep and write."""
@@ -104,27 +106,48 @@ def main(
         if at is None or load in at
     ]
     cases = [(k, load, run, tuple(wanted)) for k, load in cells for run in range(seed, seed + runs)]
-    command = f"make bench-decisions RUNS={runs} SEED={seed}"
     begun = time.monotonic()
     with multiprocessing.Pool(jobs) as pool:
         truths = dict(zip(cells, pool.map(_truth, cells, chunksize=1), strict=True))
         click.echo(f"truth of {len(cells)} cells, {time.monotonic() - begun:.0f} s")
         outcomes = list(_progress(pool.imap(_run, cases, chunksize=2), runs, cells))
-    made = f"{_made()}, {(time.monotonic() - begun) / 60:.0f} minutes on {jobs} processes"
+    which = f" --rules {rules}" if rules else ""
+    which += f" --kinds {kinds}" if kinds else ""
+    which += f" --loads {loads}" if loads else ""
+    took = (time.monotonic() - begun) / 60
+    made = (
+        f"`python -m bench.decisions --runs {runs} --seed {seed}{which}`: {_made()}, "
+        f"{took:.0f} minutes on {jobs} processes"
+    )
+    results = Results(outcomes, truths, [made])
+    if merge and keep.exists():
+        results = _merged(_read(keep), results)
     keep.parent.mkdir(parents=True, exist_ok=True)
     keep.write_text(
         json.dumps(
             {
-                "command": command,
-                "made": made,
-                "truths": [[*cell, asdict(that)] for cell, that in truths.items()],
-                "outcomes": [asdict(outcome) for outcome in outcomes],
+                "made": results.made,
+                "truths": [[*cell, asdict(that)] for cell, that in results.truths.items()],
+                "outcomes": [asdict(outcome) for outcome in results.outcomes],
             }
         )
     )
     click.echo(f"kept in {keep}")
     if page:
-        write(Results(outcomes, truths, command, made))
+        write(results)
+
+
+def _merged(old: Results, new: Results) -> Results:
+    """Put new outcomes in the place of old ones of the same rules and cells."""
+    replaced = {(o.kind, o.load, o.rule) for o in new.outcomes}
+    kept = [o for o in old.outcomes if (o.kind, o.load, o.rule) not in replaced]
+    truths = {**old.truths, **new.truths}
+    order = [(kind, load) for kind in KINDS for load, _ in KINDS[kind].loads]
+    return Results(
+        [*kept, *new.outcomes],
+        {cell: truths[cell] for cell in order if cell in truths},
+        [*old.made, *new.made],
+    )
 
 
 def _read(keep: Path) -> Results:
@@ -132,7 +155,6 @@ def _read(keep: Path) -> Results:
     return Results(
         [Outcome(**outcome) for outcome in kept["outcomes"]],
         {(kind, load): Truth(**that) for kind, load, that in kept["truths"]},
-        kept["command"],
         kept["made"],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from bench.decisions import charts
 from bench.decisions.kinds import KINDS
 from bench.decisions.proportion import interval, upper
-from bench.decisions.rollout import CAP, HELD, PROMOTED, ROLLED_BACK, Outcome
+from bench.decisions.rollout import CAP, HELD, PROMOTED, ROLLED_BACK, RULES, Outcome
 from bench.decisions.summary import Cell, by_cell
 from bench.decisions.truth import BAD, GOOD, MILD, Truth
 
@@ -25,14 +26,12 @@ class Results:
     Attributes:
         outcomes: Every rollout under every rule.
         truths: What is true of each cell, by kind and load.
-        command: The command that made them.
-        made: When and of what code, in words.
+        made: The commands that made them, when and of what code, in words.
     """
 
     outcomes: Sequence[Outcome]
     truths: Mapping[tuple[str, str], Truth]
-    command: str
-    made: str
+    made: Sequence[str]
 
 
 def _percent(share: float) -> str:
@@ -139,7 +138,8 @@ def _felt(truth: Truth) -> str:
     parts = []
     name, worst = max(truth.slower.items(), key=lambda item: item[1])
     if worst >= 1.05:
-        parts.append("nothing ends" if worst > 1000 else f"{name} x{worst:.2f}")
+        often = f"{worst:.2f}" if worst < 100 else "over 100"
+        parts.append("nothing ends" if math.isinf(worst) else f"{name} x {often}")
     if truth.failed >= 0.001:
         parts.append(f"{100 * truth.failed:.1f} % fail")
     if truth.deaths:
@@ -173,7 +173,8 @@ _Key = tuple[str, str, str]
 def write(results: Results) -> None:
     """Write the page and its plots."""
     cells = by_cell(results.outcomes)
-    rules = list(dict.fromkeys(o.rule for o in results.outcomes))
+    seen = {o.rule for o in results.outcomes}
+    rules = [rule for rule in RULES if rule in seen]
     shares = {}
     for rule in rules:
         both = []
@@ -196,7 +197,7 @@ def write(results: Results) -> None:
             medians[rule][kind] = cell.delay if cell is not None and caught else None
     _PAGE.with_name("decision-delays.svg").write_text(charts.delays(bad, medians, CAP / 60))
     parts = [
-        f"Made by `{results.command}`; {results.made}.\n",
+        "Made by " + ";\n".join(results.made) + ".\n",
         "### In short\n",
         _totals(results, rules),
         "![errors of each rule](decision-errors.svg)\n",
