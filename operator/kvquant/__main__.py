@@ -127,10 +127,8 @@ def _ears(
     if config.alerts_poll > 0:
         yield AlertPoller(board, prometheus, config.alerts_poll, _now)
     if config.alerts_port > 0:
-        access = Access(
-            Path(config.alerts_token_file) if config.alerts_token_file else None,
-            Path(config.alerts_tls_folder) if config.alerts_tls_folder else None,
-        )
+        files = (config.alerts_token_file, config.alerts_tls_folder, config.alerts_client_ca)
+        access = Access(*(Path(name) if name else None for name in files))
         yield AlertReceiver(board, access, config.alerts_port, _now)
 
 

@@ -44,10 +44,11 @@ class OperatorConfig:
         metrics_port: Port of the operator's own Prometheus metrics.
         health_port: Port of the liveness endpoint.
         alerts_port: Port at which Alertmanager tells which alerts fire; 0: it is not listened to.
-        alerts_token_file: File with the token that it must bear, such as of a mounted Secret. No
-            token, no alerts, unless clients have certificates.
-        alerts_tls_folder: Folder with tls.crt and tls.key for that port, and with ca.crt if
-            clients must have a certificate of that authority; empty: no TLS.
+        alerts_token_file: File with the token that it must bear, such as of a mounted Secret.
+            Without a token nobody is heard, unless clients must have certificates.
+        alerts_tls_folder: Folder with tls.crt and tls.key for that port; empty: no TLS.
+        alerts_client_ca: File with the authorities of which Alertmanager must have a certificate;
+            empty: it needs none.
         alerts_matchers: Matchers for the alerts of Prometheus, as prometheus_matchers has them for
             pods' metrics.
         alerts_poll: Seconds between two looks at the alerts of Prometheus; 0: it is not asked.
@@ -74,6 +75,7 @@ class OperatorConfig:
     alerts_port: int = 0
     alerts_token_file: str = ""
     alerts_tls_folder: str = ""
+    alerts_client_ca: str = ""
     alerts_matchers: str = ""
     alerts_poll: float = 5.0
     stuck_after: float = 300.0

@@ -16,6 +16,7 @@ from kvquant.acting import Actor
 from kvquant.api import names
 from kvquant.api.conditions import Standing, set_standing
 from kvquant.api.v1alpha1 import Condition, Phase, Status
+from kvquant.core.alerts import Heard
 from kvquant.core.machine import decide
 from kvquant.core.observation import Problem
 from kvquant.core.plan import Plan
@@ -181,13 +182,7 @@ class Reconciler:
             problem = Problem(reason, str(error))
         now = self._clock()
         asked = requests(world, cluster_kill, deleting=deleting)
-        watch = alert_watch(world)
-        if rollout.status.settled and rollout.status.phase is Phase.PROMOTED:
-            # Its pool is its owner's again, and there is nowhere to go back to.
-            self._deaf(Ref(watch.namespace, watch.rollout))
-            alerts = None
-        else:
-            alerts = None if self._alerts is None else self._alerts.heard(watch)
+        alerts = self._heard(world)
         seen = observe(world, asked, self._cluster, metrics, self._traffic, now, problem, alerts)
         decision = decide(Plan.of(rollout.spec), rollout.status, seen, now)
         if decision.status != rollout.status:
@@ -198,7 +193,7 @@ class Reconciler:
                 # Somebody else wrote first: what was decided here is void.
                 return Result(0)
         if self._alerts is not None and alerts is not None:
-            self._alerts.stored(watch, alerts.mark)
+            self._alerts.stored(alerts.watch, alerts.mark)
         # Weights are served by the next pass. Until then they are but words: a kill switch, above
         # all, must not wait for whatever this phase waits for.
         moved = decision.status.weights != rollout.status.weights
@@ -208,6 +203,16 @@ class Reconciler:
             before=rollout.status,
             after=decision.status,
         )
+
+    def _heard(self, world: World) -> Heard | None:
+        """Return what is known of alerts; None for a rollout that has nothing to go back to."""
+        if self._alerts is None:
+            return None
+        status, watch = world.rollout.status, alert_watch(world)
+        if status.settled and status.phase is Phase.PROMOTED:
+            self._alerts.forget(watch.namespace, watch.rollout)
+            return None
+        return self._alerts.heard(watch)
 
     def _deaf(self, ref: Ref) -> None:
         """Hear no more of alerts for a rollout that is gone or about to go."""
