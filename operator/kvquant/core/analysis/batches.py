@@ -19,7 +19,7 @@ from kvquant.core.analysis.sequential import Array
 BASELINE, CANARY = 0, 1
 
 WORTHWHILE = 5.0
-"""Requests that either arm should have ended in a batch: below, a batch is made longer."""
+"""Requests that either arm should have taken or ended in a batch, which is made longer else."""
 
 LONGEST = 20
 """A batch ends after this many times its usual length, however few requests came."""
@@ -84,6 +84,7 @@ class Batch:
         begin: Seconds since the epoch.
         end: Seconds since the epoch.
         step: Step of the ladder in effect.
+        visit: Counts the steps that were in effect, so that a step which is begun again is another.
         weight: Canary's weight in effect, in per cent.
         sides: Baseline and canary.
         warm: Whether the weight had been in effect long enough before.
@@ -95,6 +96,7 @@ class Batch:
     begin: float
     end: float
     step: int
+    visit: int
     weight: float
     sides: tuple[Side, Side]
     warm: bool
@@ -139,6 +141,8 @@ class Ledger:
         self.last: Tick | None = None
         self.interval = math.nan
         self.seen_routers = False
+        self.visit = 0
+        self._closing = 0
         self._batch, self._warm_up = batch, warm_up
         self._counting = (Counting(self.bounds), Counting(self.bounds))
         self._open = (Increase(), Increase())
@@ -178,6 +182,8 @@ class Ledger:
         for arm in (BASELINE, CANARY):
             self._open[arm].add(grown[arm])
         moved = (tick.weight, tick.step) != (last.weight, last.step)
+        self._closing = self.visit
+        self.visit += tick.step != last.step
         if moved or self._is_full(tick.at):
             self._close(last, tick.at)
             if moved:
@@ -213,8 +219,9 @@ class Ledger:
         passed = at - self._begin
         if passed < self._batch - 1e-6 or self._open[0].instants < 2:
             return False
-        ended = [_ended(increase) for increase in self._open]
-        return min(ended) >= WORTHWHILE or passed >= LONGEST * self._batch
+        # An arm that takes requests and ends none is evidence enough.
+        busy = [max(_ended(one), one.counts.get("started", 0.0)) for one in self._open]
+        return min(busy) >= WORTHWHILE or passed >= LONGEST * self._batch
 
     def _reopen(self, at: float) -> None:
         self._begin = at
@@ -227,6 +234,7 @@ class Ledger:
             begin=self._begin,
             end=at,
             step=before.step,
+            visit=self._closing,
             weight=before.weight,
             sides=(self._side(BASELINE), self._side(CANARY)),
             warm=self._begin >= self._changed + self._warm_up - 1e-6,

@@ -38,6 +38,10 @@ LIKELY = 2.0
 OVERLOADED = 1.25
 """Load per pod of canary to baseline beyond which only the baseline's past is a fair control."""
 
+OTHER_TIME = 1.5
+"""What a comparison with the baseline's past tolerates, as a multiple: traffic may have changed
+since, so that only gross harm is believed. Mild harm was looked for in the steps before."""
+
 FAMILIES = {
     "latencyP50": "p99",
     "latencyP90": "p99",
@@ -67,7 +71,6 @@ class Analysis:
         self.ledger = Ledger(scaled(self.settings.batch), scaled(self.settings.warm_up))
         self.deaths = (Deaths(), Deaths())
         self._step_deaths = [0, 0]
-        self._step = -1
         self._report: Report | None = None
         self._tested = 0.0
 
@@ -80,11 +83,12 @@ class Analysis:
         last = self.ledger.last
         if last is not None and tick.at <= last.at and self._report is not None:
             return self._report
-        if tick.step != self._step:
-            self._step, self._step_deaths = tick.step, [0, 0]
+        before = self.ledger.visit
         complete = self.ledger.take(tick)
         if complete:
             self._count_deaths(self.ledger.batches[-1])
+        if self.ledger.visit != before:
+            self._step_deaths = [0, 0]
         if complete or self._report is None or tick.step != self._report.step:
             self._report = self._judge(tick)
         else:
@@ -99,15 +103,15 @@ class Analysis:
                 continue
             span = batch.seconds * self.settings.time_scale
             self.deaths[arm].add(side.deaths, side.replicas, span, batch.end, apart)
-            if batch.step == self._step:
-                self._step_deaths[arm] += side.deaths
+            self._step_deaths[arm] += side.deaths
 
     def _judge(self, tick: Tick) -> Report:
         batches = self.ledger.batches
-        step = [b for b in batches if b.step == tick.step]
+        step = [b for b in batches if b.visit == self.ledger.visit]
         usable = signals.usable(step)
-        everywhere = signals.usable(batches) if tick.step > 1 else usable
-        load = judge_load(tick, step, usable, self.settings, QUEUEING, self._tested)
+        everywhere = signals.usable(batches) if self.ledger.visit > 1 else usable
+        carried = signals.carried(batches, QUEUEING)
+        load = judge_load(tick, step, usable, QUEUEING, self._tested, carried)
         measured = self._measure(usable, "step", load.ratio)
         if len(everywhere) > len(usable):
             for name, evidence in self._measure(everywhere, "rollout", load.ratio).items():
@@ -155,10 +159,9 @@ class Analysis:
             history = self._history(batches)
             if not history:
                 clear = []
-            # The past is no concurrent control: traffic may have changed since.
-            allowance *= signals.RELAXED
+            allowance *= OTHER_TIME
         elif ratio is not None:
-            allowance *= max(1.0, ratio)
+            allowance *= max(1.0, ratio) * signals.queue_allowance(clear)
         found: dict[str, tuple[Harm | None, str]] = {}
         for name, quantile, part in (
             ("latencyP50", 0.5, 0.6),
@@ -173,10 +176,13 @@ class Analysis:
                 f"{percent(factor - 1)} slower",
             )
         factor = (1 + settings.first_token_slowdown) * allowance
+        # The queue is the load's doing, and a prefill is not. Engines that do not tell them apart
+        # are judged by both together.
+        first = "prefill" if "engine.prefill" in ledger.bounds else "ttft"
         for name, quantile in (("firstTokenP90", 0.9), ("firstTokenP99", 0.99)):
             found[name] = (
                 signals.slower(
-                    ledger, clear, "ttft", quantile, factor, by_age=False, history=history
+                    ledger, clear, first, quantile, factor, by_age=False, history=history
                 ),
                 f"{percent(factor - 1)} slower",
             )
@@ -186,7 +192,12 @@ class Analysis:
             f"{percent(factor - 1)} slower",
         )
         found["delivered"] = (
-            signals.less_delivered(batches, signals.DELIVERED, QUEUEING),
+            signals.less_delivered(
+                batches,
+                signals.DELIVERED,
+                QUEUEING,
+                signals.carried(self.ledger.batches, QUEUEING),
+            ),
             f"{percent(1 - signals.DELIVERED)} less",
         )
         found["failures"] = (
@@ -208,7 +219,7 @@ class Analysis:
                 f"{percent(custom.tolerance)} more",
             )
         alpha = settings.budget * (1 - FOR_DEATHS) / (2 * len(found))
-        span = sum(b.seconds for b in batches) * settings.time_scale
+        span = 0.0 if history else sum(b.seconds for b in batches) * settings.time_scale
         return {
             name: self._evidence(name, harm, tolerance, scope, alpha, span)
             for name, (harm, tolerance) in found.items()
@@ -354,15 +365,19 @@ def _sentence(name: str, harm: Harm, tolerance: str, verdict: Verdict, *, certai
             f"{100 * harm.baseline / 2:.3g}"
         )
     elif not math.isnan(harm.edge):
-        told = (
-            f"{name}: {percent(harm.canary)} of requests are slower than the baseline's "
-            f"{seconds(harm.edge)} and {tolerance.removesuffix(' slower')}, "
-            f"{percent(harm.baseline)} of the baseline's are slower than that"
+        return (
+            f"{name}: {percent(harm.canary)} of canary requests took longer than "
+            f"{seconds(harm.edge * harm.factor)}, the baseline's {seconds(harm.edge)} and "
+            f"{tolerance.removesuffix(' slower')}; {percent(harm.baseline)} would be equal."
+            f"{_surety(harm, verdict, certain=certain)}"
         )
     else:
         told = f"{name}: {percent(harm.canary)}, baseline {percent(harm.baseline)}"
-    told += f"; {tolerance} is tolerated"
-    if verdict is Verdict.FAIL:
-        sure = "clear of noise" if certain else "likely after so long a wait"
-        return f"{told}. The excess is {sure} after {int(harm.requests):,} canary requests."
-    return f"{told}."
+    return f"{told}; {tolerance} is tolerated.{_surety(harm, verdict, certain=certain)}"
+
+
+def _surety(harm: Harm, verdict: Verdict, *, certain: bool) -> str:
+    if verdict is not Verdict.FAIL:
+        return ""
+    sure = "clear of noise" if certain else "likely, though not certain, after so long a wait"
+    return f" The excess is {sure} after {int(harm.requests):,} canary requests."

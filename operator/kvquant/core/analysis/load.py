@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from kvquant.core.analysis.batches import BASELINE, CANARY, Batch
 from kvquant.core.analysis.report import Load
 from kvquant.core.analysis.samples import Tick
-from kvquant.core.analysis.settings import Settings
 from kvquant.core.analysis.signals import queues
 
 STRETCH = 1.3
@@ -31,9 +30,9 @@ def judge_load(
     tick: Tick,
     step: Sequence[Batch],
     usable: Sequence[Batch],
-    settings: Settings,
     threshold: float,
     tested_before: float,
+    carried_before: float,
 ) -> Load:
     """Return the load per pod of a step and whether the next one's is within what was tested.
 
@@ -41,9 +40,9 @@ def judge_load(
         tick: The latest instant, with what the next step plans.
         step: The step's batches.
         usable: Of these, the evidence.
-        settings: Durations.
         threshold: Share of requests waiting from which on an arm queues.
         tested_before: Load per canary pod in earlier steps that passed, in requests per second.
+        carried_before: Load per baseline pod that was carried without a backlog, likewise.
     """
     span = sum(b.seconds for b in usable)
     if span <= 0:
@@ -61,36 +60,35 @@ def judge_load(
     lately = [queues(b, CANARY, threshold) for b in step[-LATELY:]]
     queueing = sum(lately) * 2 > len(lately)
     tested = max(here, tested_before)
-    scale = settings.time_scale
     if queueing:
         return Load(
             ratio,
-            here / scale,
-            tested / scale,
+            here,
+            tested,
             queueing=True,
             message=(
-                f"The canary's pods have a backlog at {here / scale:.3g} requests/s each: they are "
+                f"The canary's pods have a backlog at {here:.3g} requests/s each: they are "
                 "at their limit, so that their latency says nothing about the cache. Add replicas "
                 "to the target, or wait for less traffic."
             ),
         )
     if tick.next_weight is None or tick.next_replicas is None:
-        return Load(ratio, here / scale, tested / scale)
+        return Load(ratio, here, tested)
     coming = sum(rates) * tick.next_weight / 100
     after = coming / max(1, tick.next_replicas)
-    known = max(tested, base)
+    known = max(tested, base, carried_before)
     if after <= STRETCH * known:
-        return Load(ratio, here / scale, tested / scale, after / scale)
+        return Load(ratio, here, tested, after)
     needed = math.ceil(coming / (STRETCH * known))
     return Load(
         ratio,
-        here / scale,
-        tested / scale,
-        after / scale,
+        here,
+        tested,
+        after,
         replicas_needed=needed,
         message=(
-            f"The next step would bring {after / scale:.3g} requests/s to each canary pod, "
-            f"{after / known:.2g} times what any pod has carried ({known / scale:.3g}): it needs "
+            f"The next step would bring {after:.3g} requests/s to each canary pod, "
+            f"{after / known:.2g} times what any pod has carried ({known:.3g}): it needs "
             f"{needed} canary pods instead of {tick.next_replicas}."
         ),
     )

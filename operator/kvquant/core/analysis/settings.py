@@ -57,7 +57,7 @@ class Settings:
     most_deaths: int | None = None
     min_requests: int = 100
     min_seconds: float = 600.0
-    patience: float = 1800.0
+    patience: float = 900.0
     budget: float = 0.05
     batch: float = 30.0
     warm_up: float = 60.0
