@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format unit apiserver e2e e2e-full e2e-vllm
-.PHONY: bench-idle bench-kill bench-chaos bench-router crds lock up down status
+.PHONY: bench-idle bench-kill bench-chaos bench-router bench-ticks bench-decisions crds lock up down status
 
 help: ## Show this menu
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,12 @@ bench-chaos: setup ## Random kills of operator, router, Prometheus and API serve
 
 bench-router: setup ## What the router adds to a request, on loopback
 	@$(PY) -m bench.router
+
+bench-ticks: setup ## What one tick of up to 1,000 rollouts costs: queries, bytes, seconds, memory
+	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench.ticks
+
+bench-decisions: setup ## Our verdicts beside Flagger's, Argo's and Kayenta's, simulated (RUNS=100 SEED=1000)
+	@$(PY) -m bench.decisions --runs $(or $(RUNS),100) --seed $(or $(SEED),1000)
 
 crds: setup ## Generate crds/ from the models
 	$(PY) -m kvquant.api.crd

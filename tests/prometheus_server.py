@@ -101,14 +101,18 @@ def binary() -> str:
 
 @contextmanager
 def prometheus(exporters: Exporter | Sequence[Exporter], folder: Path) -> Iterator[str]:
-    """Run Prometheus against the exporters and yield its URL; the folder keeps what it stores."""
+    """Run Prometheus against the exporters and yield its URL.
+
+    The folder keeps what it stores; a `rules.yml` that lies in it is evaluated.
+    """
     exporters = [exporters] if isinstance(exporters, Exporter) else exporters
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     config = folder / "prometheus.yml"
     targets = [f"127.0.0.1:{exporter.port}" for exporter in exporters]
-    config.write_text(CONFIG.format(interval=SCRAPE_INTERVAL, targets=targets))
+    rules = f"rule_files: ['{folder}/rules.yml']\n"
+    config.write_text(CONFIG.format(interval=SCRAPE_INTERVAL, targets=targets) + rules)
     url = f"http://127.0.0.1:{port}"
     with (folder / "prometheus.log").open("a") as log:
         process = subprocess.Popen(

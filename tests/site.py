@@ -11,7 +11,7 @@ import bisect
 import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -401,7 +401,8 @@ class Site:
         for index in range(first, math.floor(now.timestamp() / step) + 1):
             at = index * step
             arms = [self._arm(router, arm, at) for arm in (need.baseline, need.canary)]
-            ticks.append(in_effect(Tick(at, 0, 0.0, *arms), need.spans))
+            tick = Tick(at=at, step=0, weight=0.0, baseline=arms[0], canary=arms[1])
+            ticks.append(in_effect(tick, need.spans))
         healthy = {
             arm.slot: float(len(self.serving(need.router, arm.slot)))
             for arm in (need.baseline, need.canary)
@@ -458,9 +459,8 @@ def steps_taken(history: list[tuple[RouterKey, dict[str, int]]], slot: str) -> l
     return [weights[slot] for _, weights in history]
 
 
-def never_skips(weights: list[int], ladder: Mapping[int, int] | None = None) -> bool:
+def never_skips(weights: list[int], rungs: Sequence[int] = (0, 10, 25, 50, 95, 100)) -> bool:
     """Tell whether each rise goes to the next rung of the ladder, never past it."""
-    rungs = [0, 10, 25, 50, 95, 100] if ladder is None else list(ladder)
     return all(
         after <= before or rungs.index(after) == rungs.index(before) + 1
         for before, after in itertools.pairwise([0, *weights])

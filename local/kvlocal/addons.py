@@ -1,11 +1,14 @@
-"""What runs in the cluster besides the product: DNS, and Prometheus if asked for."""
+"""What runs in the cluster besides the product: DNS, Prometheus and Alertmanager if asked for."""
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Sequence
 from typing import Any
 
+from kvlocal import images
 from kvlocal.cluster import Cluster
-from kvlocal.images import COREDNS_IMAGE, PROMETHEUS_IMAGE
+from kvlocal.images import ALERTMANAGER_IMAGE, COREDNS_IMAGE, PROMETHEUS_IMAGE
 
 SCRAPE_SECONDS = 5
 
@@ -59,6 +62,32 @@ scrape_configs:
     action: drop
 """
 
+ALERTING_CONFIG = """
+rule_files: [/etc/config/rules.yml]
+alerting:
+  alertmanagers:
+  - static_configs:
+    - targets: ["alertmanager.monitoring.svc:9093"]
+"""
+
+ALERTMANAGER_CONFIG = """
+route:
+  receiver: all
+  # Each alert is a group of its own, and is told at once.
+  group_by: ["..."]
+  group_wait: 0s
+  group_interval: 1s
+receivers:
+- name: all
+  webhook_configs:
+"""
+
+WEBHOOK = """
+  - url: {url}
+    http_config:
+      authorization: {{credentials_file: /etc/token/token}}
+"""
+
 
 def install_dns(cluster: Cluster) -> None:
     """Install CoreDNS and wait until it answers.
@@ -76,6 +105,28 @@ def install_prometheus(cluster: Cluster) -> None:
         LocalError: The API server refuses it.
     """
     cluster.apply(*_prometheus())
+
+
+def install_alertmanager(cluster: Cluster, urls: Sequence[str], token: str, rules: str) -> None:
+    """Install Alertmanager, and have Prometheus, which must be there, evaluate rules for it.
+
+    Args:
+        cluster: The cluster.
+        urls: Webhooks that are told of every alert.
+        token: What they are shown.
+        rules: Rule file of Prometheus, as text.
+
+    Raises:
+        LocalError: The API server refuses something, or it does not become ready.
+    """
+    cluster.load(images.alertmanager())
+    cluster.apply(*_alertmanager(urls, token), *_prometheus(rules))
+    # A running Prometheus does not look at its configuration again.
+    where = ("-n", PROMETHEUS_NAMESPACE)
+    for name in ("alertmanager", "prometheus"):
+        cluster.kubectl("rollout", "restart", *where, f"deployment/{name}")
+    for name in ("alertmanager", "prometheus"):
+        cluster.kubectl("rollout", "status", "--timeout=90s", *where, f"deployment/{name}")
 
 
 def wait(cluster: Cluster, *, prometheus: bool) -> None:
@@ -122,11 +173,61 @@ def _dns(address: str) -> list[Object]:
     ]
 
 
-def _prometheus() -> list[Object]:
+def _alertmanager(urls: Sequence[str], token: str) -> list[Object]:
+    config = ALERTMANAGER_CONFIG + "".join(WEBHOOK.format(url=url) for url in urls)
+    deployment = _deployment(
+        "alertmanager",
+        PROMETHEUS_NAMESPACE,
+        ALERTMANAGER_IMAGE,
+        [
+            "--config.file=/etc/config/alertmanager.yml",
+            "--storage.path=/data",
+            "--cluster.listen-address=",
+        ],
+        {"path": "/-/ready", "port": 9093},
+    )
+    pod = deployment["spec"]["template"]["spec"]
+    pod["containers"][0]["volumeMounts"].append({"name": "token", "mountPath": "/etc/token"})
+    pod["volumes"].append({"name": "token", "secret": {"secretName": "alertmanager"}})
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "alertmanager", "namespace": PROMETHEUS_NAMESPACE},
+            "data": {"token": base64.b64encode(token.encode()).decode()},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": "alertmanager", "namespace": PROMETHEUS_NAMESPACE},
+        },
+        _config_map("alertmanager", PROMETHEUS_NAMESPACE, "alertmanager.yml", config),
+        deployment,
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "alertmanager", "namespace": PROMETHEUS_NAMESPACE},
+            "spec": {
+                "selector": {"app": "alertmanager"},
+                "ports": [{"name": "http", "port": 9093}],
+            },
+        },
+    ]
+
+
+def _prometheus(rules: str = "") -> list[Object]:
+    config = _config_map(
+        "prometheus",
+        PROMETHEUS_NAMESPACE,
+        "prometheus.yml",
+        PROMETHEUS_CONFIG + (ALERTING_CONFIG if rules else ""),
+    )
+    if rules:
+        config["data"]["rules.yml"] = rules
     return [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PROMETHEUS_NAMESPACE}},
         *_reader("prometheus", PROMETHEUS_NAMESPACE, [_rule([""], ["pods"])]),
-        _config_map("prometheus", PROMETHEUS_NAMESPACE, "prometheus.yml", PROMETHEUS_CONFIG),
+        config,
         _deployment(
             "prometheus",
             PROMETHEUS_NAMESPACE,

@@ -20,6 +20,9 @@ MODULES = REPOSITORY / "local"
 PROMETHEUS = "github.com/prometheus/prometheus/cmd/prometheus@v0.316.0"
 """Debian's Prometheus cannot discover pods: it is built without every service discovery."""
 
+ALERTMANAGER = "github.com/prometheus/alertmanager/cmd/alertmanager@v0.31.1"
+"""Later versions embed pages that their Go module does not contain."""
+
 
 def component(name: str) -> tuple[str, ...]:
     """Return the command that runs a component, such as kube-apiserver or kubectl.
@@ -91,20 +94,35 @@ def prometheus() -> Path:
     Raises:
         LocalError: It cannot be built.
     """
-    _, _, version = PROMETHEUS.partition("@v")
-    binary = cache() / "bin" / f"prometheus-{version}"
-    with locked("go-prometheus"):
+    tags = "remove_all_sd,enable_kubernetes_sd"
+    return _install(PROMETHEUS, [f"-tags={tags}"], "about three minutes on two cores, once")
+
+
+def alertmanager() -> Path:
+    """Return Alertmanager.
+
+    Raises:
+        LocalError: It cannot be built.
+    """
+    return _install(ALERTMANAGER, [], "about two minutes on two cores, once")
+
+
+def _install(package: str, flags: list[str], how_long: str) -> Path:
+    """Build a command of a published module, linked statically."""
+    path, _, version = package.partition("@v")
+    name = path.rpartition("/")[2]
+    binary = cache() / "bin" / f"{name}-{version}"
+    with locked(f"go-{name}"):
         if binary.exists():
             return binary
         scratch = binary.with_suffix(".unfinished")
-        tags = "remove_all_sd,enable_kubernetes_sd"
-        with progress(f"building Prometheus {version} (about three minutes on two cores, once)"):
+        with progress(f"building {name} {version} from its Go modules ({how_long})"):
             _go_command(
-                ["install", "-trimpath", f"-tags={tags}", "-ldflags=-s -w", PROMETHEUS],
+                ["install", "-trimpath", *flags, "-ldflags=-s -w", package],
                 MODULES,
                 {"CGO_ENABLED": "0", "GOBIN": str(scratch)},
             )
-        (scratch / "prometheus").rename(binary)
+        (scratch / name).rename(binary)
         scratch.rmdir()
     return binary
 

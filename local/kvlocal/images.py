@@ -29,6 +29,7 @@ BUILDS_KEPT = 3
 
 COREDNS_IMAGE = "localhost/kvlocal/coredns:1"
 PROMETHEUS_IMAGE = "localhost/kvlocal/prometheus:1"
+ALERTMANAGER_IMAGE = "localhost/kvlocal/alertmanager:1"
 
 _SOURCES = {
     "operator": ("operator/kvquant", "requirements.lock"),
@@ -125,6 +126,23 @@ def system_images() -> list[Image]:
             None,
         ),
     ]
+
+
+def alertmanager() -> Image:
+    """Build Alertmanager, which a cluster runs only when it is asked to.
+
+    Raises:
+        LocalError: It cannot be built.
+    """
+    debian.ensure_image_tools()
+    binary = binaries.alertmanager()
+    return _build(
+        ALERTMANAGER_IMAGE,
+        lambda context: _binary_context(context, binary),
+        [binary.name],
+        "Dockerfile",
+        None,
+    )
 
 
 _PAUSE_SOURCE = """

@@ -105,15 +105,19 @@ class Actor:
             )
             self._traffic.forget(RouterKey(namespace, name))
 
-    def hand_over(self, world: World) -> None:
+    def hand_over(self, world: World, now: datetime) -> None:
         """Make a promoted pool an ordinary one, because nobody proves its new pods any more.
+
+        It gets all of the traffic first, if no pass has come to that since the promotion.
 
         Without this a pod that starts after the rollout is gone would never get a request. What
         the pool is labelled as decides how a later rollout selects its pods, too.
         """
         status, canary = world.rollout.status, world.canary
-        if canary is None or status.canary is None:
+        if canary is None or status.canary is None or status.baseline is None:
             return
+        if self._holds(world, status):
+            self._route(world, status, status.baseline, status.canary, now)
         namespace, name = _address(canary)
         if names.LABEL_POOL in labels_of(canary):
             self._cluster.patch(

@@ -32,7 +32,6 @@ class _Kept:
     of: tuple[object, ...]
     analysis: Analysis
     since: datetime
-    report: Report | None = None
 
 
 class Analyses:
@@ -80,13 +79,14 @@ class Analyses:
         if timeline is None:
             raise MetricsError("Prometheus' answer leaves this rollout out.")
         for tick in timeline.ticks:
-            kept.report = kept.analysis.observe(tick)
+            kept.analysis.take(tick)
             kept.since = datetime.fromtimestamp(tick.at, UTC)
         if not timeline.complete:
             raise MetricsError("The evidence of this attempt is being read from Prometheus again.")
         if timeline.problems:
             raise MetricsError(worst(timeline.problems))
-        return _evidence(need, timeline, now), kept.report
+        report = kept.analysis.report() if kept.analysis.ledger.last is not None else None
+        return _evidence(need, timeline, now), report
 
     def forget(self, namespace: str, name: str) -> None:
         """Drop the analysis of a rollout that has ended."""

@@ -130,7 +130,8 @@ def _refuse_unmeasured(
             "BaselineNotMeasured",
             f"spec.targetRef.name: Prometheus has no vllm:cache_config_info of the pods of "
             f"{wanted} (namespace={namespace!r}, pod={pods[0]!r}). Let it scrape them, with "
-            "the labels namespace and pod.",
+            "the labels namespace and pod, or name your labels in "
+            "KVQUANT_PROMETHEUS_NAMESPACE_LABEL and KVQUANT_PROMETHEUS_POD_LABEL.",
         )
     if not any(config.capacity_tokens for config in configs.values()):
         raise TemplateError(

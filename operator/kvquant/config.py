@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from kvquant.core.scope import Scope
 from kvquant.errors import KVQuantError
 
 DEFAULT_NAMESPACE = "kvquant-system"
@@ -26,6 +27,16 @@ class OperatorConfig:
         watch_namespaces: Namespaces to watch, separated by commas; empty: the whole cluster.
         prometheus_url: Where Prometheus answers queries.
         prometheus_timeout: Longest wait for one query, in seconds.
+        prometheus_auth_folder: Folder of a mounted Secret with credentials and trust for
+            Prometheus, read anew for each query: token; or username and password; header.NAME for
+            further headers; ca.crt; tls.crt and tls.key. Empty: none are needed.
+        prometheus_namespace_label: Label in which Prometheus keeps a pod's namespace.
+        prometheus_pod_label: Label in which Prometheus keeps a pod's name.
+        prometheus_matchers: More matchers for every selector of pods' metrics, in PromQL, where
+            Prometheus knows several clusters: cluster="prod-1".
+        prometheus_delay: Seconds from the begin of a scrape until its samples are found by
+            queries; more where they are sent on to another store.
+        tick_seconds: Seconds between two looks at the metrics of all rollouts.
         router_image: Image of the routers that the operator creates.
         image_pull_policy: Pull policy of those routers.
         xds_host: Name by which routers reach this operator's weights service.
@@ -33,10 +44,13 @@ class OperatorConfig:
         metrics_port: Port of the operator's own Prometheus metrics.
         health_port: Port of the liveness endpoint.
         alerts_port: Port at which Alertmanager tells which alerts fire; 0: it is not listened to.
-        alerts_token_file: File with the token that it must bear, such as of a mounted Secret. No
-            token, no alerts, unless clients have certificates.
-        alerts_tls_folder: Folder with tls.crt and tls.key for that port, and with ca.crt if
-            clients must have a certificate of that authority; empty: no TLS.
+        alerts_token_file: File with the token that it must bear, such as of a mounted Secret.
+            Without a token nobody is heard, unless clients must have certificates.
+        alerts_tls_folder: Folder with tls.crt and tls.key for that port; empty: no TLS.
+        alerts_client_ca: File with the authorities of which Alertmanager must have a certificate;
+            empty: it needs none.
+        alerts_matchers: Matchers for the alerts of Prometheus, as prometheus_matchers has them for
+            pods' metrics.
         alerts_poll: Seconds between two looks at the alerts of Prometheus; 0: it is not asked.
         stuck_after: Seconds without a finished pass after which a rollout's loop counts as stuck.
         log_level: DEBUG, INFO, WARNING or ERROR.
@@ -46,6 +60,12 @@ class OperatorConfig:
     watch_namespaces: str = ""
     prometheus_url: str = "http://prometheus.monitoring.svc:9090"
     prometheus_timeout: float = 10.0
+    prometheus_auth_folder: str = ""
+    prometheus_namespace_label: str = "namespace"
+    prometheus_pod_label: str = "pod"
+    prometheus_matchers: str = ""
+    prometheus_delay: float = 1.0
+    tick_seconds: float = 15.0
     router_image: str = "kvquant/router:dev"
     image_pull_policy: str = "IfNotPresent"
     xds_host: str = "kvquant-xds.kvquant-system.svc"
@@ -55,6 +75,8 @@ class OperatorConfig:
     alerts_port: int = 0
     alerts_token_file: str = ""
     alerts_tls_folder: str = ""
+    alerts_client_ca: str = ""
+    alerts_matchers: str = ""
     alerts_poll: float = 5.0
     stuck_after: float = 300.0
     log_level: str = "INFO"
@@ -82,6 +104,15 @@ class OperatorConfig:
         return cls(**values)  # type: ignore[arg-type]  # each value was converted to its field's type
 
     @property
+    def scope(self) -> Scope:
+        """How Prometheus labels what it scrapes here."""
+        return Scope(
+            namespace=self.prometheus_namespace_label,
+            pod=self.prometheus_pod_label,
+            matchers=self.prometheus_matchers,
+        )
+
+    @property
     def namespaces(self) -> tuple[str, ...]:
         """Namespaces to watch; empty means all."""
         return tuple(n.strip() for n in self.watch_namespaces.split(",") if n.strip())
@@ -90,12 +121,25 @@ class OperatorConfig:
 _CONVERTERS = {"str": str, "int": int, "float": float}
 _KINDS = {"str": "a text", "int": "a whole number", "float": "a number"}
 
+_PROMQL = {
+    "KVQUANT_PROMETHEUS_NAMESPACE_LABEL": "namespace",
+    "KVQUANT_PROMETHEUS_POD_LABEL": "pod",
+    "KVQUANT_PROMETHEUS_MATCHERS": "matchers",
+    "KVQUANT_ALERTS_MATCHERS": "matchers",
+}
+"""Variables that become part of a query, and which field of `Scope` checks them."""
+
 _MAY_BE_OFF = frozenset({"KVQUANT_ALERTS_PORT", "KVQUANT_ALERTS_POLL"})
 """Variables in which 0 turns something off."""
 
 
 def _check(variable: str, value: str | float) -> None:
     """Refuse what would be found out much later, or never."""
+    if variable in _PROMQL:
+        try:
+            Scope(**{_PROMQL[variable]: str(value)})
+        except ValueError as error:
+            raise ConfigError(f"{variable}: {error}") from None
     if variable == "KVQUANT_LOG_LEVEL" and value not in LOG_LEVELS:
         raise ConfigError(f"{variable}={value!r}: expected one of {', '.join(LOG_LEVELS)}")
     if variable in _MAY_BE_OFF and value == 0:

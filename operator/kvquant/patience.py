@@ -12,7 +12,7 @@ from concurrent.futures import TimeoutError as NotYet
 from datetime import datetime
 from typing import TypeVar
 
-from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
+from kvquant.core.evidence import CacheConfig
 from kvquant.core.ticking import TickNeed, Timeline
 from kvquant.ports import Metrics
 
@@ -54,10 +54,6 @@ class Patience:
         self._metrics = metrics
         self._threads = threads
         self._came_up = came_up
-
-    def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
-        """Return the evidence, as `Metrics` does."""
-        return self._wait(self._threads.submit(self._metrics.evidence, needs, now))
 
     def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
         """Return the ticks, as `Metrics` does."""

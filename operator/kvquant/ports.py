@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from kvquant.core.alerts import Heard, PolledAlert, Watch
-from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
+from kvquant.core.evidence import CacheConfig
 from kvquant.core.ticking import TickNeed, Timeline
 
 Object = dict[str, Any]
@@ -39,9 +39,6 @@ class Cluster(Protocol):
 
 class Metrics(Protocol):
     """Prometheus, or what speaks its language. Raises only `MetricsError`."""
-
-    def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
-        """Return what is known for each need, by its key. Missing data is None inside."""
 
     def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
         """Return each need's ticks from its first instant on, by its key."""

@@ -18,6 +18,7 @@ from kvquant.analysing import Analyses
 from kvquant.api import names
 from kvquant.api.conditions import Standing, set_standing
 from kvquant.api.v1alpha1 import Condition, Phase, Status
+from kvquant.core.alerts import Heard
 from kvquant.core.machine import decide
 from kvquant.core.observation import Problem
 from kvquant.core.plan import Plan
@@ -159,7 +160,7 @@ class Reconciler:
         self._deaf(ref)
         try:
             if world.rollout.status.phase is Phase.PROMOTED:
-                self._actor.hand_over(world)
+                self._actor.hand_over(world, self._clock())
             else:
                 # A rollout that waits to be tried again has a pool from the time before.
                 self._actor.remove_pool(world)
@@ -197,13 +198,7 @@ class Reconciler:
             problem = Problem(reason, str(error))
         now = self._clock()
         asked = requests(world, cluster_kill, deleting=deleting)
-        watch = alert_watch(world)
-        if rollout.status.settled and rollout.status.phase is Phase.PROMOTED:
-            # Its pool is its owner's again, and there is nowhere to go back to.
-            self._deaf(Ref(watch.namespace, watch.rollout))
-            alerts = None
-        else:
-            alerts = None if self._alerts is None else self._alerts.heard(watch)
+        alerts = self._heard(world)
         seen = observe(
             world,
             asked,
@@ -224,7 +219,7 @@ class Reconciler:
                 # Somebody else wrote first: what was decided here is void.
                 return Result(0)
         if self._alerts is not None and alerts is not None:
-            self._alerts.stored(watch, alerts.mark)
+            self._alerts.stored(alerts.watch, alerts.mark)
         # Weights are served by the next pass. Until then they are but words: a kill switch, above
         # all, must not wait for whatever this phase waits for.
         if decision.status.settled:
@@ -241,6 +236,16 @@ class Reconciler:
         """Drop what is remembered of a rollout that is gone."""
         self._deaf(ref)
         self._analyses.forget(ref.namespace, ref.name)
+
+    def _heard(self, world: World) -> Heard | None:
+        """Return what is known of alerts; None for a rollout that has nothing to go back to."""
+        if self._alerts is None:
+            return None
+        status, watch = world.rollout.status, alert_watch(world)
+        if status.settled and status.phase is Phase.PROMOTED:
+            self._alerts.forget(watch.namespace, watch.rollout)
+            return None
+        return self._alerts.heard(watch)
 
     def _deaf(self, ref: Ref) -> None:
         """Hear no more of alerts for a rollout that is gone or about to go."""

@@ -141,6 +141,7 @@ def test_the_smallest_example_gets_every_default(kubectl: Kubectl, namespace: st
             {"weight": 50, "soak": "30m"},
             {"weight": 100, "soak": "30m"},
         ],
+        "alerts": [],
         "analysis": {
             "interval": "15s",
             "minRequests": 300,

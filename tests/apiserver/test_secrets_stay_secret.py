@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(300)]
 
 HOME = "kvquant-system"
 PASSWORD = "planted-password"
+ALERTS_TOKEN = "token-of-alertmanager-9d2f"
 
 
 @dataclass
@@ -58,7 +59,8 @@ def told(
     make_namespace(connection, namespace)
     transplant(connection, promoted(), namespace, "pro")
     hold = transplant(connection, holding(), namespace, "hold")
-    nobody, xds, metrics, health = free_ports(4)
+    nobody, xds, metrics, health, alerts = free_ports(5)
+    (folder / "alerts-token").write_text(ALERTS_TOKEN)
     environment = {
         **os.environ,
         "KUBECONFIG": str(credentials),
@@ -69,6 +71,8 @@ def told(
         "KVQUANT_XDS_PORT": str(xds),
         "KVQUANT_METRICS_PORT": str(metrics),
         "KVQUANT_HEALTH_PORT": str(health),
+        "KVQUANT_ALERTS_PORT": str(alerts),
+        "KVQUANT_ALERTS_TOKEN_FILE": str(folder / "alerts-token"),
         "KVQUANT_LOG_LEVEL": "DEBUG",
     }
     log = folder / "log"
@@ -84,6 +88,8 @@ def told(
                 "the status tells that Prometheus cannot be reached",
                 interval=0.5,
             )
+            for token_shown, status in ((ALERTS_TOKEN, 400), (f"{ALERTS_TOKEN}x", 401)):
+                assert post(f"http://127.0.0.1:{alerts}/alerts", token_shown) == status
             with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics") as answer:
                 exported = answer.read().decode()
         finally:
@@ -106,6 +112,7 @@ def told(
             "password": PASSWORD,
             "authorization": base64.b64encode(f"user:{PASSWORD}".encode()).decode(),
             "token": token.split(".")[2],
+            "token of alerts": ALERTS_TOKEN,
             "key": kept["data"]["tls.key"][100:180],
             "the key's text": key.splitlines()[1],
             "any key": "PRIVATE KEY",
@@ -114,8 +121,25 @@ def told(
     kubectl("delete", "namespace", namespace, "--wait=false")
 
 
+def post(url: str, token: str) -> int:
+    """Post nonsense with a token; return the status of the answer."""
+    request = urllib.request.Request(
+        url, data=b"nonsense", headers={"Authorization": f"Bearer {token}"}
+    )
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
 @pytest.mark.parametrize(
-    "secret", ["password", "authorization", "token", "key", "the key's text", "any key"]
+    "secret",
+    [
+        *("password", "authorization", "token", "token of alerts"),
+        *("key", "the key's text", "any key"),
+    ],
 )
 def test_no_secret_is_told(told: Told, secret: str) -> None:
     assert told.secrets[secret] not in told.text

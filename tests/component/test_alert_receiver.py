@@ -295,7 +295,7 @@ def test_connections_that_say_nothing_do_not_keep_others_out(post: Post) -> None
 
 def test_a_port_that_is_taken_is_told(board: AlertBoard, start: Callable[..., Any]) -> None:
     port = start().port
-    with pytest.raises(OSError, match="address already in use"):
+    with pytest.raises(ConfigError, match=r"KVQUANT_ALERTS_PORT=\d+: .*in use"):
         AlertReceiver(board, Access(None), port, lambda: NOW, "127.0.0.1").start()
 
 
@@ -325,14 +325,15 @@ class TestTls:
         self, start: Callable[..., AlertReceiver], folder: Path, token_file: Path
     ) -> None:
         client = folder.parent / "client.pem"
-        (folder / "ca.crt").write_bytes(_client(client))
+        clients = folder.parent / "clients.pem"
+        clients.write_bytes(_client(client))
         ca = str(folder.parent / "ca.pem")
-        post = Post(start(Access(None, folder)))
+        post = Post(start(Access(None, folder, clients)))
         post.url = post.url.replace("http://127.0.0.1", "https://localhost")
         with pytest.raises(requests.ConnectionError):
             post(verify=ca, token=None)
         assert post(verify=ca, token=None, cert=str(client)).status_code == 200
-        both = Post(start(Access(token_file, folder)))
+        both = Post(start(Access(token_file, folder, clients)))
         both.url = both.url.replace("http://127.0.0.1", "https://localhost")
         assert both(verify=ca, token=None, cert=str(client)).status_code == 401
         assert both(verify=ca, cert=str(client)).status_code == 200
@@ -355,12 +356,24 @@ class TestTls:
             assert time.monotonic() < until
             time.sleep(0.05)
 
-    def test_without_certificate_or_key_it_does_not_start(
-        self, board: AlertBoard, tmp_path: Path
+    def test_with_tls_alone_nobody_is_heard(
+        self, start: Callable[..., AlertReceiver], folder: Path
     ) -> None:
-        receiver = AlertReceiver(board, Access(None, tmp_path), 0, lambda: NOW, "127.0.0.1")
-        with pytest.raises(ConfigError, match="KVQUANT_ALERTS_TLS_FOLDER"):
-            receiver.start()
+        post = Post(start(Access(None, folder)))
+        post.url = post.url.replace("http://127.0.0.1", "https://localhost")
+        assert post(verify=str(folder.parent / "ca.pem"), token=None).status_code == 401
+
+    def test_without_what_tls_needs_it_does_not_start(
+        self, board: AlertBoard, folder: Path, tmp_path: Path
+    ) -> None:
+        for access in (
+            Access(None, tmp_path),
+            Access(None, folder, tmp_path / "missing"),
+            Access(None, None, tmp_path / "ca.pem"),
+        ):
+            receiver = AlertReceiver(board, access, 0, lambda: NOW, "127.0.0.1")
+            with pytest.raises(ConfigError, match="KVQUANT_ALERTS_TLS_FOLDER"):
+                receiver.start()
 
 
 def _client(file: Path) -> bytes:

@@ -15,7 +15,7 @@ from kvquant.api.v1alpha1 import AlertSource, Phase, Status
 from kvquant.core.alerts import Alert, PolledAlert
 from kvquant.core.evidence import CacheConfig
 from kvquant.core.ticking import TickNeed, Timeline
-from kvquant.errors import Conflict
+from kvquant.errors import Conflict, Unavailable
 from kvquant.ports import RouterKey
 from kvquant.reconciler import Ref
 from tests.fakes.cluster import Fault
@@ -322,6 +322,30 @@ def test_what_was_told_counts_as_taken_only_when_the_status_has_it(site: Site) -
     site.restart()
     site.turn(ref)
     assert site.until_settled(ref).phase is Phase.ROLLED_BACK
+
+
+@pytest.mark.parametrize("call", range(12))
+def test_an_operator_that_dies_at_any_call_loses_no_alert(site: Site, call: int) -> None:
+    ref = moving(site)
+    began = site.now
+    receipt = tell(site)
+    site.cluster.faults.append(Fault(Unavailable("it dies here"), skip=call))
+    died = False
+    try:
+        for _ in range(3):
+            site.reconciler.reconcile(ref)
+    except Unavailable:
+        died = True
+    taken = site.alerts.taken(receipt)
+    site.cluster.faults.clear()
+    site.restart()
+    if not taken:  # Alertmanager was not answered with 200
+        tell(site, since=(began - site.now).total_seconds())
+    for _ in range(3):
+        site.turn(ref)
+    assert site.reasons(ref).count("AlertFiring") == 1
+    assert site.traffic.weights[ROUTER]["green"] == 0
+    assert died or call > 5
 
 
 def test_one_that_began_while_the_operator_was_away_rolls_back(site: Site) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from kvquant.adapters.metrics import PrometheusMetrics
 from kvquant.core.evidence import ArmNeed, ArmSample, Evidence, EvidenceNeed
+from kvquant.core.ticking import TickNeed
 from kvquant.errors import MetricsError
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -28,6 +30,7 @@ NEED = EvidenceNeed(
     canary=ArmNeed("green", "llama-pool"),
     since=SINCE,
 )
+TICKS = TickNeed("ns/r", "ns", "llama-router", NEED.baseline, NEED.canary, SINCE)
 ROUTER_POD = "llama-router-7d9f8b6c5-abcde"
 BASE_POD = "llama-7d9f8b6c5-abcde"
 POOL_POD = "llama-pool-7d9f8b6c5-abcde"
@@ -194,6 +197,42 @@ def test_the_queries_name_their_instants(stub: Stub, metrics: PrometheusMetrics)
     assert float(query["time"]) == NOW.timestamp()
 
 
+def test_ticks_are_asked_for_at_the_instants_of_the_grid(
+    stub: Stub, metrics: PrometheusMetrics
+) -> None:
+    late = NOW + timedelta(seconds=0.9)
+    found = metrics.ticks([replace(TICKS, since=SINCE + timedelta(seconds=1))], late)[TICKS.key]
+    assert [tick.at for tick in found.ticks] == [NOW.timestamp() - 15 * n for n in (3, 2, 1)]
+    for path, query in stub.asked:
+        assert path == "/api/v1/query_range"
+        assert float(query["start"]) == SINCE.timestamp() + 15
+        assert float(query["end"]) == NOW.timestamp() - 15
+        assert query["step"] == "15000ms"
+
+
+def test_there_are_no_ticks_of_the_future_or_of_nobody(
+    stub: Stub, metrics: PrometheusMetrics
+) -> None:
+    assert metrics.ticks([replace(TICKS, since=NOW)], NOW)[TICKS.key].ticks == ()
+    assert metrics.ticks([], NOW) == {}
+    assert stub.asked == []
+
+
+def test_a_set_of_queries_does_not_take_many_time_outs(
+    stub: Stub, metrics: PrometheusMetrics
+) -> None:
+    def slow(path: str, query: dict[str, str]) -> Answer:
+        stub.release.wait(0.4)
+        return matrix([])
+
+    stub.answer = slow
+    started = time.monotonic()
+    with pytest.raises(MetricsError, match="takes too long over a set of queries"):
+        metrics.ticks([TICKS], NOW)
+    assert time.monotonic() - started < 3
+    assert len(stub.asked) < 8
+
+
 def test_nothing_scraped_is_no_data(stub: Stub, metrics: PrometheusMetrics) -> None:
     found = evidence(metrics)
     assert found.problems == ()
@@ -288,7 +327,6 @@ def test_infos_are_no_warnings(stub: Stub, metrics: PrometheusMetrics) -> None:
     ("status", "body"),
     [
         (400, b'{"status":"error","error":"parse error"}'),
-        (401, b"who are you"),
         (422, b'{"status":"error","error":"too many samples"}'),
         (500, b"oops"),
         (503, b"starting"),
@@ -320,13 +358,19 @@ def test_an_error_status_is_an_error_that_quotes_it(
         b'{"status":"success","data":{"result":[{"metric":{"pod":"p"},"values":[["x","y"]],'
         b'"value":[1,"y"]}]}}',
         b'{"status":"success","data":{"result":[{"metric":7,"values":[],"value":[1,"1e999"]}]}}',
+        b'{"status":"success","data":{"result":[{"metric":[],"values":[[1,"1"]],"value":[1,"1"]}]}}',
+        b'{"status":"success","data":{"result":[7]}}',
     ],
 )
 def test_garbage_is_an_error_that_doubts_the_address(
     stub: Stub, metrics: PrometheusMetrics, body: bytes
 ) -> None:
     stub.answer = lambda path, query: (200, body)
-    for call in (lambda: evidence(metrics), lambda: metrics.cache_configs("ns", ["a"], NOW)):
+    for call in (
+        lambda: evidence(metrics),
+        lambda: metrics.cache_configs("ns", ["a"], NOW),
+        lambda: metrics.ticks([TICKS], NOW),
+    ):
         with pytest.raises(MetricsError, match="does not speak like Prometheus"):
             call()
 

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from kvquant.adapters import metrics
+from kvquant.adapters import prometheus_http
 from kvquant.adapters.metrics import PrometheusMetrics
 from kvquant.errors import MetricsError
 
@@ -100,7 +100,7 @@ def ask(server: Server, credentials: str = "") -> None:
 def test_an_answer_that_unfolds_without_end_is_not_taken_in(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "LARGEST_ANSWER", 1_000_000)
+    monkeypatch.setattr(prometheus_http, "LARGEST_ANSWER", 1_000_000)
     server.respond = bomb
     with pytest.raises(MetricsError, match="more than 1000000 bytes"):
         ask(server)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +20,7 @@ from kvquant.adapters.shared_metrics import FORGOTTEN_AFTER, NEAR_STEPS, SharedM
 from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
 from kvquant.core.ticking import GRID, Span, TickNeed, Timeline, last_instant
 from kvquant.errors import MetricsError
+from kvquant.patience import Questions, SomethingCameUp
 from tests.component.test_metrics_adapter import Answer, Stub, reply
 
 STEP = GRID.total_seconds()
@@ -251,6 +253,22 @@ def test_a_wait_is_bounded(asking: Counting) -> None:
         assert asking.asked.wait(10)
         with pytest.raises(MetricsError, match=r"within 0\.05 s: .*KVQUANT_PROMETHEUS_TIMEOUT"):
             ask(shared, needs(asking)[1], at(1))
+        asking.let_go.set()
+        assert first.result(10).complete
+
+
+def test_a_pass_that_waits_for_somebody_elses_queries_is_given_up_for_a_kill_switch(
+    asking: Counting, shared: SharedMetrics
+) -> None:
+    asking.let_go.clear()
+    questions = Questions(shared)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(ask, shared, needs(asking)[0], at(1))
+        assert asking.asked.wait(10)
+        began = time.monotonic()
+        with pytest.raises(SomethingCameUp):
+            questions.until(lambda: True).ticks([needs(asking)[1]], at(1))
+        assert time.monotonic() - began < 3
         asking.let_go.set()
         assert first.result(10).complete
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from kvquant.adapters.metrics import PrometheusMetrics
+from kvquant.adapters.shared_metrics import SharedMetrics
 from kvquant.core.analysis.samples import Bins, EngineSample, RouterSample, Tick
-from kvquant.core.evidence import ArmNeed
+from kvquant.core.evidence import ArmNeed, EvidenceNeed
+from kvquant.core.scope import Scope
 from kvquant.core.ticking import STALE_STEPS, TickNeed, Timeline
 from tests.prometheus_server import Exporter, prometheus
 from tests.waiting import wait_until
@@ -21,6 +25,7 @@ from tests.waiting import wait_until
 ROUTER = "llama-router"
 ROUTER_POD = f"{ROUTER}-7d9f8b6c5-abcde"
 BASE_POD = "llama-7d9f8b6c5-abcde"
+BASELINE, CANARY = ArmNeed("blue", "llama"), ArmNeed("green", "llama-pool")
 STEP = timedelta(seconds=1)
 DELAY = timedelta(seconds=0.5)
 
@@ -144,8 +149,8 @@ def need(pods: Pods, since: datetime) -> TickNeed:
         key="k",
         namespace=pods.namespace,
         router=ROUTER,
-        baseline=ArmNeed("blue", "llama"),
-        canary=ArmNeed("green", "llama-pool"),
+        baseline=BASELINE,
+        canary=CANARY,
         since=since,
     )
 
@@ -217,6 +222,35 @@ def test_the_same_ticks_are_read_live_and_after_a_restart(
     assert again[: len(live)] == tuple(live)
     counts = [s.started for tick in live for s in tick.baseline.routers.values()]
     assert len(set(counts)) > 3
+
+
+def test_rollouts_that_share_their_queries_see_what_each_would_see_alone(
+    exporter: Exporter, metrics: PrometheusMetrics, url: str, pods: Pods
+) -> None:
+    exporter.show(pods.page())
+    since = now()
+    shared = SharedMetrics(metrics, patience=10)
+    three = [replace(need(pods, since), key=f"k{i}") for i in range(3)]
+
+    def live(one: TickNeed) -> list[Tick]:
+        ticks: list[Tick] = []
+        for _ in range(12):
+            time.sleep(0.3)
+            last = datetime.fromtimestamp(ticks[-1].at, UTC) if ticks else since
+            found = shared.ticks([replace(one, since=last)], now())[one.key].ticks
+            ticks += found[1 if ticks else 0 :]
+        return ticks
+
+    with ThreadPoolExecutor(4) as threads:
+        told = [threads.submit(live, one) for one in three]
+        for count in range(8):
+            exporter.page = replace(pods, count=200 + count).page()
+            time.sleep(0.3)
+        answers = [one.result(20) for one in told]
+    alone = metrics.ticks([need(pods, since)], now())["k"].ticks
+    for ticks in answers:
+        assert len(ticks) >= 2
+        assert tuple(ticks) == alone[: len(ticks)]
 
 
 def test_a_restart_shows_as_lower_counts_and_a_younger_process(
@@ -294,6 +328,31 @@ def test_a_sidecars_start_is_not_taken_for_the_engines(
     second.show(f"process_start_time_seconds{{{pod}}} {time.time():.0f}\n")
     engine = settle(metrics, pods, since).baseline.engines[BASE_POD]
     assert engine.process_started == pods.started
+
+
+def test_other_labels_and_another_cluster_are_told_apart(
+    exporter: Exporter, second: Exporter, url: str, pods: Pods
+) -> None:
+    def labelled(pods: Pods, cluster: str) -> str:
+        text = re.sub(
+            r'namespace="([^"]+)",pod=', r'kubernetes_namespace="\1",pod_name=', pods.page()
+        )
+        return text.replace("{", f'{{cluster="{cluster}",pod="an-exporter",')
+
+    scope = Scope("kubernetes_namespace", "pod_name", 'cluster="prod-1"')
+    metrics = PrometheusMetrics(url, timeout=5, grid=STEP, delay=DELAY, scope=scope)
+    since = now()
+    exporter.show(labelled(pods, "prod-1"))
+    second.show(labelled(replace(pods, count=5000), "prod-2"))
+    try:
+        tick = settle(metrics, pods, since)
+        old = EvidenceNeed("k", pods.namespace, ROUTER, BASELINE, CANARY, since)
+        evidence = metrics.evidence([old], now())["k"]
+    finally:
+        metrics.close()
+    assert tick.baseline.routers[ROUTER_POD].started == 100
+    assert tick.baseline.engines[BASE_POD].finished == 101
+    assert (evidence.baseline.active, evidence.baseline.healthy) == (7, 2)
 
 
 def test_a_past_that_is_long_is_read_in_parts(

@@ -20,6 +20,12 @@ from kvquant.config import ConfigError, OperatorConfig
         ("KVQUANT_PROMETHEUS_TIMEOUT", "-1", "a number of seconds above 0"),
         ("KVQUANT_STUCK_AFTER", "nan", "a number of seconds above 0"),
         ("KVQUANT_STUCK_AFTER", "inf", "a number of seconds above 0"),
+        ("KVQUANT_PROMETHEUS_DELAY", "-1", "a number of seconds above 0"),
+        ("KVQUANT_TICK_SECONDS", "0", "a number of seconds above 0"),
+        ("KVQUANT_PROMETHEUS_POD_LABEL", "pod-name", "'pod-name' is no name of a label"),
+        ("KVQUANT_PROMETHEUS_NAMESPACE_LABEL", "", "'' is no name of a label"),
+        ("KVQUANT_PROMETHEUS_MATCHERS", "cluster=prod-1", 'write them as in cluster="prod-1"'),
+        ("KVQUANT_ALERTS_MATCHERS", "{}", 'write them as in cluster="prod-1"'),
         ("KVQUANT_LOG_LEVEL", "verbose", "one of DEBUG, INFO, WARNING, ERROR"),
     ],
 )
@@ -38,12 +44,16 @@ def test_nothing_set_gives_every_default() -> None:
 
 def test_every_field_can_be_set_and_keeps_its_type() -> None:
     given = {"str": "WARNING", "int": "1234", "float": "12.5"}
-    environment = {f"KVQUANT_{f.name.upper()}": given[str(f.type)] for f in fields(OperatorConfig)}
+    texts = {
+        f.name: 'cluster="a"' if f.name.endswith("_matchers") else given[str(f.type)]
+        for f in fields(OperatorConfig)
+    }
+    environment = {f"KVQUANT_{name.upper()}": text for name, text in texts.items()}
     config = OperatorConfig.from_environment(environment)
     for field in fields(OperatorConfig):
         value = getattr(config, field.name)
         assert type(value).__name__ == field.type
-        assert str(value) == given[str(field.type)]
+        assert str(value) == texts[field.name]
 
 
 @pytest.mark.parametrize(

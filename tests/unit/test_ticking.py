@@ -73,7 +73,7 @@ def timeline(found: Scrapes, one: TickNeed | None = None) -> Timeline:
 def router_at_last_tick(*series: Series) -> RouterSample:
     found = scrapes(0)
     found.add_seen(routers=[seen(ROUTER, 0)])
-    found.add_router_counters(series)
+    found.add_router_counters([counter(queries.TRIES, 0), *series])
     return timeline(found).ticks[-1].canary.routers[ROUTER]
 
 
@@ -122,6 +122,13 @@ def test_what_envoy_has_not_shown_yet_is_zero_once_the_router_is_seen() -> None:
     assert sample.latency.bounds[0] == 0.005
     assert sample.latency.bounds[-1] == math.inf
     assert set(sample.latency.counts) == {0.0}
+
+
+def test_a_router_that_does_not_show_what_it_always_shows_is_unknown() -> None:
+    found = scrapes(0)
+    found.add_seen(routers=[seen(ROUTER, 0)])
+    found.add_router_counters([counter(queries.ACTIVE, 3)])
+    assert timeline(found).ticks[-1].canary.routers == {ROUTER: RouterSample(active=3)}
 
 
 def code(code: str, value: float) -> Series:
@@ -177,6 +184,7 @@ def test_a_count_that_is_no_number_makes_failures_unknown(bad: float, spoilt: st
 def test_latencies_are_seconds_in_rising_order() -> None:
     found = scrapes(0)
     found.add_seen(routers=[seen(ROUTER, 0)])
+    found.add_router_counters([counter(queries.TRIES, 0)])
     found.add_router_latency(
         line(queries.LATENCY, ROUTER, {0: n}, "green", le=le)
         for le, n in (("+Inf", 9.0), ("1000.0", 8.0), ("500", 5.0))
@@ -189,6 +197,7 @@ def test_latencies_are_seconds_in_rising_order() -> None:
 def test_a_histogram_without_its_total_is_unknown(les: tuple[str, str]) -> None:
     found = scrapes(0)
     found.add_seen(routers=[seen(ROUTER, 0)])
+    found.add_router_counters([counter(queries.TRIES, 0)])
     found.add_router_latency(
         line(queries.LATENCY, ROUTER, {0: n}, "green", le=le)
         for le, n in zip(les, (5.0, math.nan), strict=True)

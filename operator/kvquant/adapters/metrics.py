@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import requests
-import urllib3
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from prometheus_api_client.prometheus_connect import PrometheusConnect
-from requests.adapters import HTTPAdapter
-from urllib3.util.retry import Retry
 
-from kvquant.adapters import bounded
+from kvquant.adapters import prometheus_http
+from kvquant.adapters.prometheus_http import (
+    AccessRefusedError,
+    PartialAnswerError,
+    RedirectedError,
+)
+from kvquant.adapters.prometheus_secret import MountedSecret
 from kvquant.core import queries
 from kvquant.core.alerts import PolledAlert, polled
 from kvquant.core.counters import Series
@@ -44,12 +47,6 @@ DEFAULT_TIMEOUT = 10.0
 DEFAULT_DELAY = timedelta(seconds=1)
 """A scrape takes a moment, and is stored under the time when it began."""
 
-LARGEST_ANSWER = 64 * 2**20
-"""Bytes of the longest answer that is read, decompressed."""
-
-CONNECTIONS = 32
-"""Most connections that are kept; rollouts ask from threads of their own."""
-
 MOST_POINTS, MOST_INSTANTS = 1_000_000, 1000
 """Of one answer about the past: samples, for its size, and instants, of which Prometheus allows
 11,000. A longer past is read in parts."""
@@ -60,18 +57,7 @@ SERIES_OF_A_ROLLOUT = 200
 SET_WITHIN = 3
 """Of the time for one query, as many may a set of them take before no more are sent."""
 
-# One more try is for a connection that broke or a proxy that reloads. A slow answer is not asked
-# for again, because the next look at the evidence does that anyway. A server that says when to
-# come back is not obeyed: it would decide how long a rollback takes.
-_RETRY = Retry(
-    total=1,
-    read=False,
-    allowed_methods=None,
-    status_forcelist=(502, 503, 504),
-    backoff_factor=0.2,
-    raise_on_status=False,
-    respect_retry_after_header=False,
-)
+NO_SECRET = MountedSecret()
 
 
 class PrometheusMetrics:
@@ -81,10 +67,12 @@ class PrometheusMetrics:
         self,
         url: str,
         timeout: float = DEFAULT_TIMEOUT,
-        session: requests.Session | None = None,
+        *,
+        secret: MountedSecret = NO_SECRET,
         scope: Scope = EVERYWHERE,
         delay: timedelta = DEFAULT_DELAY,
         grid: timedelta = GRID,
+        alerts: Scope = EVERYWHERE,
     ) -> None:
         """Make the client; nothing is sent yet.
 
@@ -92,23 +80,23 @@ class PrometheusMetrics:
             url: Where Prometheus answers, such as `http://prometheus.monitoring.svc:9090`. A user
                 and a password in it are sent, and told to nobody.
             timeout: Longest wait for a connection, and for an answer, in seconds.
-            session: Session that bears headers, credentials and trust, if they are needed.
+            secret: Credentials and trust, if they are needed.
             scope: How Prometheus labels the pods.
             delay: How long after a scrape began its samples are found by queries.
             grid: Time between two ticks.
+            alerts: Matchers of the alerts that concern this cluster.
         """
-        session = session or requests.Session()
-        url, credentials = _without_credentials(url.rstrip("/"))
-        if credentials is not None:
-            session.auth = credentials
+        self._alerts = alerts
         self._timeout = timeout
+        self._secret = secret
         self._scope = scope
         self.delay = delay
         self.grid = grid
-        self._where = urlsplit(url).netloc or url
-        session.hooks["response"].append(_refuse_partial)
-        self._prometheus = PrometheusConnect(url, session=session, method="POST")
-        session.mount(url, _BoundedAdapter(timeout))
+        session, bare = prometheus_http.session(url)
+        self._where = urlsplit(bare).netloc or bare
+        self._prometheus = PrometheusConnect(bare, session=session, method="POST")
+        # In place of the client's own, which tries again for long and has no bounds.
+        session.mount(bare, prometheus_http.BoundedAdapter(timeout, secret))
 
     def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
         """Return what is known for each need, by its key, with three queries for all of them.
@@ -150,14 +138,14 @@ class PrometheusMetrics:
         texts = TickQueries.of(needs, self._scope)
         deadline = time.monotonic() + SET_WITHIN * self._timeout
 
-        def read(query: str) -> list[Series]:
+        def read(query: str) -> Iterator[Series]:
             if time.monotonic() > deadline:
                 raise MetricsError(
                     f"Prometheus at {self._where} takes too long over a set of queries (more than "
                     f"{SET_WITHIN * self._timeout:g} s): look at its load, or raise "
                     "KVQUANT_PROMETHEUS_TIMEOUT."
                 )
-            return self._range(query, window)
+            return self._read(query, window)
 
         scrapes = Scrapes(window)
         try:
@@ -169,7 +157,7 @@ class PrometheusMetrics:
             for name, text in texts.engine_histograms.items():
                 scrapes.add_engine_histogram(name, read(text))
             return scrapes.timelines(needs, complete=window.end >= end)
-        except (KeyError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._nonsense(error) from error
 
     def cache_configs(
@@ -220,7 +208,7 @@ class PrometheusMetrics:
         """
         answer = self._ask(
             self._prometheus.custom_query,
-            queries.ALERTS,
+            queries.alerts(self._alerts),
             params={"time": f"{now.timestamp():.3f}"},
         )
         try:
@@ -233,6 +221,18 @@ class PrometheusMetrics:
         self._prometheus.close()
 
     def _range(self, query: str, window: queries.Window) -> list[Series]:
+        try:
+            return list(self._read(query, window))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise self._nonsense(error) from error
+
+    def _read(self, query: str, window: queries.Window) -> Iterator[Series]:
+        """Ask, and return the series one by one: of a hundred thousand, few need be there at once.
+
+        Raises:
+            MetricsError: Prometheus did not answer.
+            KeyError, TypeError, ValueError, OverflowError: A series is not as Prometheus writes it.
+        """
         # The client rounds instants to whole seconds; what is given as parameters wins.
         exact = {
             "start": f"{window.start_ms / 1000:.3f}",
@@ -249,20 +249,21 @@ class PrometheusMetrics:
             step=exact["step"],
             params=exact,
         )
-        try:
-            return [
-                Series(
-                    self._ours(entry["metric"]),
-                    # Milliseconds are what Prometheus counts in; so instants can be compared.
-                    [(round(float(t) * 1000) / 1000, float(v)) for t, v in entry["values"]],
-                )
-                for entry in answer
-            ]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise self._nonsense(error) from error
+        return (
+            Series(
+                self._ours(entry["metric"]),
+                # Milliseconds are what Prometheus counts in; so instants can be compared.
+                [(round(float(t) * 1000) / 1000, float(v)) for t, v in entry["values"]],
+            )
+            for entry in answer
+        )
 
-    def _ours(self, labels: Mapping[str, str]) -> dict[str, str]:
+    def _ours(self, labels: Any) -> Mapping[str, str]:
         """Return the labels with a pod's namespace and name under the names that we use."""
+        if not isinstance(labels, dict):
+            raise TypeError(f"labels were expected, {type(labels).__name__} came")
+        if self._scope.namespace == "namespace" and self._scope.pod == "pod":
+            return labels
         ours = dict(labels)
         # What else may be called so, such as the exporter's own namespace, is not asked for.
         for own, theirs in (("namespace", self._scope.namespace), ("pod", self._scope.pod)):
@@ -273,10 +274,17 @@ class PrometheusMetrics:
     def _ask(self, method: Any, query: str, **arguments: Any) -> list[Any]:
         try:
             answer = method(query, timeout=self._timeout, **arguments)
-        except _PartialAnswerError as error:
+        except PartialAnswerError as error:
             raise MetricsError(
                 f"Prometheus at {self._where} answered only in part ({error}): nothing is decided "
                 "on half of the evidence. Look at the stores behind it."
+            ) from error
+        except AccessRefusedError as error:
+            raise MetricsError(self._refused(error)) from error
+        except RedirectedError as error:
+            raise MetricsError(
+                f"Prometheus at {self._where} sends us on to {error}, as proxies do with people "
+                "who have to log in: name its API itself in KVQUANT_PROMETHEUS_URL."
             ) from error
         except requests.Timeout as error:
             raise MetricsError(
@@ -287,81 +295,42 @@ class PrometheusMetrics:
             raise MetricsError(
                 f"Prometheus at {self._where} refused a query: {str(error)[:300]}"
             ) from error
+        except requests.exceptions.SSLError as error:
+            raise MetricsError(
+                f"There is no TLS with Prometheus at {self._where} ({_cause(error)}): look at "
+                "ca.crt, tls.crt and tls.key in the Secret that KVQUANT_PROMETHEUS_AUTH_FOLDER "
+                "names; ca.crt must hold the certificate of whoever signed the server's."
+            ) from error
         except requests.ConnectionError as error:
             raise MetricsError(
                 f"Prometheus at {self._where} cannot be reached ({_cause(error)}): look whether "
                 "it runs and whether KVQUANT_PROMETHEUS_URL names it."
             ) from error
-        except (requests.RequestException, KeyError, TypeError, ValueError) as error:
+        except (requests.RequestException, OSError, KeyError, TypeError, ValueError) as error:
             raise self._nonsense(error) from error
         if not isinstance(answer, list):
             raise self._nonsense(TypeError(f"a list was expected, {type(answer).__name__} came"))
         return answer
+
+    def _refused(self, error: AccessRefusedError) -> str:
+        what = f"Prometheus at {self._where} refuses us access (HTTP status {error.status})"
+        folder = self._secret.folder
+        if folder is None:
+            return (
+                f"{what}: name the folder of a Secret with a token, or with username and password, "
+                "in KVQUANT_PROMETHEUS_AUTH_FOLDER."
+            )
+        if not error.files:
+            return f"{what}: {folder} has neither token nor username and password: add them."
+        sent = ", ".join(f"{folder}/{name}" for name in error.files)
+        expired = "wrong or has expired" if error.status == 401 else "of somebody who may not read"
+        return f"{what}: what it was sent is {expired}: look at {sent}."
 
     def _nonsense(self, error: Exception) -> MetricsError:
         return MetricsError(
             f"What answers at {self._where} does not speak like Prometheus ({type(error).__name__}:"
             f" {str(error)[:200]}): look whether KVQUANT_PROMETHEUS_URL names its API."
         )
-
-
-class _BoundedAdapter(HTTPAdapter):
-    """Reads answers whole, but not more of them than can be borne."""
-
-    def __init__(self, timeout: float) -> None:
-        super().__init__(pool_maxsize=CONNECTIONS, max_retries=_RETRY)
-        self._within = 3 * timeout
-
-    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
-        _carry_in_body(request)
-        response = super().send(request, *args, **kwargs)
-        try:
-            body = bounded.read(response.raw, LARGEST_ANSWER, self._within)
-        except bounded.UnboundedAnswerError as error:
-            raise requests.exceptions.ContentDecodingError(str(error)) from error
-        except urllib3.exceptions.ReadTimeoutError as error:
-            raise requests.ReadTimeout(str(error)) from error
-        except urllib3.exceptions.HTTPError as error:
-            raise requests.ConnectionError(error) from error
-        response._content = body
-        response._content_consumed = True
-        return response
-
-
-def _carry_in_body(request: requests.PreparedRequest) -> None:
-    """Move what a POST asks into its body: an address may only be so long."""
-    parts = urlsplit(str(request.url))
-    if request.method != "POST" or not parts.query or request.body:
-        return
-    request.url = urlunsplit(parts._replace(query=""))
-    request.body = parts.query.encode()
-    request.headers["Content-Type"] = "application/x-www-form-urlencoded"
-    request.headers["Content-Length"] = str(len(request.body))
-
-
-def _without_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
-    parts = urlsplit(url)
-    if parts.username is None:
-        return url, None
-    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    return bare, (unquote(parts.username), unquote(parts.password or ""))
-
-
-class _PartialAnswerError(Exception):
-    """The answer has warnings, as when a store behind a federating query layer was missing."""
-
-
-def _refuse_partial(response: requests.Response, *_: Any, **__: Any) -> None:
-    # The client drops warnings; a hook is the one place that sees them.
-    if not response.ok or b'"warnings"' not in response.content:
-        return
-    try:
-        body = response.json()
-    except ValueError:
-        return
-    warnings = body.get("warnings") if isinstance(body, dict) else None
-    if warnings:
-        raise _PartialAnswerError("; ".join(str(warning) for warning in warnings)[:300])
 
 
 def _cause(error: BaseException) -> str:

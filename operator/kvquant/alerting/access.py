@@ -20,7 +20,7 @@ SHORTEST = 16
 LONGEST = 4096
 """Bytes of a token's file that are read."""
 
-CERTIFICATE, KEY, CLIENTS = "tls.crt", "tls.key", "ca.crt"
+CERTIFICATE, KEY = "tls.crt", "tls.key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,55 +30,59 @@ class Access:
     Attributes:
         token_file: File that holds the token; None: there is none.
         tls_folder: Folder with certificate and key; None: no TLS.
+        client_ca: File with the authorities of which clients must have a certificate; None: they
+            need none.
     """
 
     token_file: Path | None = None
     tls_folder: Path | None = None
+    client_ca: Path | None = None
 
-    def refusal(self, authorization: str | None) -> str | None:
+    def refusal(self, authorization: str | None, *, certified: bool) -> str | None:
         """Return why a request may tell nothing; None when it may.
 
         Args:
             authorization: The request's header of that name.
+            certified: Whether its connection has shown a certificate that was verified.
         """
         token = self._token()
+        if (problem := self._unusable(token)) is not None:
+            return problem
         if token is None:
-            if self.token_file is None and self.knows_clients:
-                return None
-            return (
-                "no token is configured: write one to the file named by KVQUANT_ALERTS_TOKEN_FILE"
-            )
-        if len(token) < SHORTEST:
-            return f"the configured token has fewer than {SHORTEST} characters"
+            return None if certified else "a client certificate is missing"
         scheme, _, given = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not _equal(given.strip(), token):
             return "the bearer token is missing or wrong"
         return None
 
-    @property
-    def knows_clients(self) -> bool:
-        """Whether clients must have a certificate."""
-        return self.tls_folder is not None and (self.tls_folder / CLIENTS).is_file()
+    def problem(self) -> str | None:
+        """Return why nobody can be heard, whatever they show; None when somebody can."""
+        return self._unusable(self._token())
 
     def context(self) -> ssl.SSLContext | None:
         """Return what TLS connections are made with; None: no TLS.
 
         Raises:
-            ConfigError: Certificate or key are missing or unusable.
+            ConfigError: Certificate, key or authority are missing or unusable.
         """
         if self.tls_folder is None:
+            if self.client_ca is not None:
+                raise ConfigError(
+                    "KVQUANT_ALERTS_CLIENT_CA needs TLS: set KVQUANT_ALERTS_TLS_FOLDER, too"
+                )
             return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
             self.load(context)
-            if self.knows_clients:
-                context.load_verify_locations(self.tls_folder / CLIENTS)
+            if self.client_ca is not None:
+                context.load_verify_locations(self.client_ca)
                 context.verify_mode = ssl.CERT_REQUIRED
         except OSError as error:
             raise ConfigError(
                 f"KVQUANT_ALERTS_TLS_FOLDER={self.tls_folder}: {CERTIFICATE} and {KEY} must be a "
-                f"certificate with its key, and {CLIENTS}, if there, certificates: {error}"
+                "certificate with its key, and KVQUANT_ALERTS_CLIENT_CA, if set, a file of "
+                f"certificates: {error}"
             ) from error
         return context
 
@@ -90,6 +94,15 @@ class Access:
         """
         assert self.tls_folder is not None  # noqa: S101 - there is no context without it
         context.load_cert_chain(self.tls_folder / CERTIFICATE, self.tls_folder / KEY)
+
+    def _unusable(self, token: str | None) -> str | None:
+        if token is None:
+            if self.token_file is None and self.client_ca is not None:
+                return None
+            return "no token is configured: write one to the file in KVQUANT_ALERTS_TOKEN_FILE"
+        if len(token) < SHORTEST:
+            return f"the configured token has fewer than {SHORTEST} characters"
+        return None
 
     def _token(self) -> str | None:
         if self.token_file is None:

@@ -170,6 +170,9 @@ class AlertBoard:
     def polled(self, alerts: Sequence[PolledAlert] | None) -> None:
         """Take in all that Prometheus tells; None when it did not answer."""
         now = self._clock()
+        told = [
+            (Alert.of(one.labels, one.since, AlertSource.POLLING, now), one) for one in alerts or ()
+        ]
         with self._lock:
             if alerts is None:
                 self._steady_since = None
@@ -179,8 +182,7 @@ class AlertBoard:
             self._steady_since = self._steady_since or now
             news = set() if known else set(self._watches)
             before, self._firing = self._firing.by_print, _Shelf()
-            for one in alerts:
-                alert = Alert.of(one.labels, one.since, AlertSource.POLLING, now)
+            for alert, one in told:
                 self._seen[alert.fingerprint] = now
                 if one.fires and now - one.told_at <= STALE:
                     self._firing.put(Note(alert))

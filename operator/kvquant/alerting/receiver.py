@@ -22,6 +22,7 @@ from kvquant import telemetry
 from kvquant.alerting.access import Access
 from kvquant.alerting.board import AlertBoard, Receipt
 from kvquant.alerting.payload import Notification, PayloadError
+from kvquant.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -93,12 +94,11 @@ class AlertReceiver:
         """Begin to listen.
 
         Raises:
-            ConfigError: The certificate cannot be used.
-            OSError: The port cannot be had.
+            ConfigError: The certificate cannot be used, or the port cannot be had.
         """
         context = self._access.context()
-        if (refusal := self._access.refusal(None)) is not None and "configured" in refusal:
-            logger.warning("Alerts are refused for now: %s", refusal)
+        if (unheard := self._access.problem()) is not None:
+            logger.warning("Nobody can tell of alerts: %s", unheard)
         listening = threading.Event()
         problem: list[OSError] = []
 
@@ -116,7 +116,7 @@ class AlertReceiver:
         self._thread.start()
         listening.wait()
         if problem:
-            raise problem[0]
+            raise ConfigError(f"KVQUANT_ALERTS_PORT={self.port}: {problem[0]}") from problem[0]
 
     def stop(self) -> None:
         """Listen no more."""
@@ -180,7 +180,8 @@ class AlertReceiver:
     async def _checked(self, request: web.BaseRequest) -> web.Response:
         if request.path != PATH:
             return _told(404, f"there is only {PATH}")
-        refusal = self._access.refusal(request.headers.get("Authorization"))
+        certified = bool(request.transport and request.transport.get_extra_info("peercert"))
+        refusal = self._access.refusal(request.headers.get("Authorization"), certified=certified)
         if refusal is not None:
             return _told(401, refusal, {"WWW-Authenticate": "Bearer"})
         if request.method != "POST":

@@ -206,6 +206,14 @@ def _quoted(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
-ALERTS = "timestamp(ALERTS) or ALERTS_FOR_STATE"
-"""Every alert that fires or is pending: when a rule has said so last, and since when its condition
-holds. `core.alerts.polled` reads the answer."""
+def alerts(scope: Scope = EVERYWHERE) -> str:
+    """Ask for every alert that fires or is pending: `core.alerts.polled` reads the answer.
+
+    It tells when a rule has said so last, and since when its condition holds.
+    """
+    selector = scope.select()
+    return f"timestamp(ALERTS{selector}) or ALERTS_FOR_STATE{selector}"
+
+
+ALERTS = alerts()
+"""The same without any matchers."""

@@ -106,10 +106,11 @@ class TickQueries:
         uptime = queries.ROUTER_UPTIME + scope.select(*routers)
         started = queries.ENGINE_STARTED + scope.select(*engines)
         return cls(
-            routers_seen=f"max by({pod})(timestamp({uptime}))",
+            # VictoriaMetrics tells the time of samples that have ended, too.
+            routers_seen=f"max by({pod})(timestamp({uptime}) and {uptime})",
             router_counters=f"max by(__name__,{pod},{slot},{cls_},{code})({counters})",
             router_latency=f"max by({pod},{slot},le)({latency})",
-            engines_seen=f"max by({pod})(timestamp({witness}))",
+            engines_seen=f"max by({pod})(timestamp({witness}) and {witness})",
             # A sidecar has a start of its own: only what is scraped from the engine's port counts.
             engines_started=f"max by({pod})({started} and on({pod},instance) {witness})",
             engine_scalars=_summed(scope, engines, [*vllm_metrics.SCALARS, *means]),

@@ -285,8 +285,10 @@ class Scrapes:
         """Return what a router that is scraped has counted; see the tables in `queries`.
 
         Envoy shows some counters, and each histogram, with what they first count: what it does
-        not show is zero.
+        not show is zero. Others it shows from its start: without those, nothing is known.
         """
+        if (queries.TRIES, slot) not in pod.values:
+            return RouterSample(active=_counted(pod.values.get((queries.ACTIVE, slot))))
 
         def shown(name: str) -> float:
             return pod.values.get((name, slot), 0.0)

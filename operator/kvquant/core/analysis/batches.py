@@ -27,6 +27,13 @@ LONGEST = 20
 LATE = 2.5
 """An instant that comes so many usual intervals after the one before has missed some."""
 
+MOST_BATCHES = 480
+"""Batches of one step that are kept: four hours of the usual length. A step that has waited for so
+long without a verdict is judged by what is new."""
+
+MOST_INSTANTS = 4000
+"""Instants of which the requests in flight are kept."""
+
 SHADE = 3
 """Usual intervals around an engine's death in which the arm's latencies and errors say nothing
 but that an engine died, which is counted elsewhere."""
@@ -214,6 +221,9 @@ class Ledger:
         flow.at.append(at)
         flow.started.append(before + (started if math.isfinite(started) else 0.0))
         flow.active.append(active)
+        if len(flow.at) > 2 * MOST_INSTANTS:
+            for kept in (flow.at, flow.started, flow.active):
+                del kept[:MOST_INSTANTS]
 
     def _is_full(self, at: float) -> bool:
         passed = at - self._begin
@@ -253,6 +263,9 @@ class Ledger:
             # The requests that a death has cost may have failed before it was seen.
             self.batches[-1].calm = False
         self.batches.append(batch)
+        here = [index for index, one in enumerate(self.batches) if one.visit == batch.visit]
+        if len(here) > MOST_BATCHES:
+            del self.batches[here[0]]
         self._reopen(at)
 
     def _side(self, arm: int) -> Side:

@@ -72,7 +72,6 @@ class Analysis:
         self.deaths = (Deaths(), Deaths())
         self._step_deaths = [0, 0]
         self._report: Report | None = None
-        self._tested = 0.0
 
     def observe(self, tick: Tick) -> Report:
         """Take in one instant and return the verdict on all that was seen so far.
@@ -80,19 +79,32 @@ class Analysis:
         Args:
             tick: Both arms at an instant later than those before; an earlier one is ignored.
         """
-        last = self.ledger.last
-        if last is not None and tick.at <= last.at and self._report is not None:
-            return self._report
+        self.take(tick)
+        return self.report()
+
+    def take(self, tick: Tick) -> None:
+        """Take in one instant and judge nothing yet; for a past that is read again."""
         before = self.ledger.visit
-        complete = self.ledger.take(tick)
-        if complete:
+        if self.ledger.take(tick):
             self._count_deaths(self.ledger.batches[-1])
+            self._report = None
         if self.ledger.visit != before:
             self._step_deaths = [0, 0]
-        if complete or self._report is None or tick.step != self._report.step:
-            self._report = self._judge(tick)
-        else:
-            self._report = replace(self._report, at=tick.at)
+            self._report = None
+
+    def report(self) -> Report:
+        """Return the verdict on what was taken in.
+
+        Raises:
+            ValueError: Nothing was.
+        """
+        last = self.ledger.last
+        if last is None:
+            raise ValueError("nothing was taken in yet")
+        if self._report is None:
+            self._report = self._judge(last)
+        if self._report.at != last.at:
+            self._report = replace(self._report, at=last.at)
         return self._report
 
     def _count_deaths(self, batch: Batch) -> None:
@@ -110,8 +122,8 @@ class Analysis:
         step = [b for b in batches if b.visit == self.ledger.visit]
         usable = signals.usable(step)
         everywhere = signals.usable(batches) if self.ledger.visit > 1 else usable
-        carried = signals.carried(batches, QUEUEING)
-        load = judge_load(tick, step, usable, QUEUEING, self._tested, carried)
+        carried = [signals.carried(batches, arm, QUEUEING) for arm in (BASELINE, CANARY)]
+        load = judge_load(tick, step, usable, QUEUEING, carried[CANARY], carried[BASELINE])
         measured = self._measure(usable, "step", load.ratio)
         if len(everywhere) > len(usable):
             for name, evidence in self._measure(everywhere, "rollout", load.ratio).items():
@@ -140,10 +152,7 @@ class Analysis:
             return replace(
                 report, verdict=Verdict.FAIL, message=" ".join(e.message for e in failed)
             )
-        report = passes(report, self.settings, self._pace(step))
-        if report.verdict is Verdict.PASS and load.per_canary_pod:
-            self._tested = max(self._tested, load.per_canary_pod)
-        return report
+        return passes(report, self.settings, self._pace(step))
 
     def _measure(
         self, batches: Sequence[Batch], scope: str, ratio: float | None
@@ -196,7 +205,7 @@ class Analysis:
                 batches,
                 signals.DELIVERED,
                 QUEUEING,
-                signals.carried(self.ledger.batches, QUEUEING),
+                signals.carried(self.ledger.batches, BASELINE, QUEUEING),
             ),
             f"{percent(1 - signals.DELIVERED)} less",
         )
@@ -219,14 +228,16 @@ class Analysis:
                 f"{percent(custom.tolerance)} more",
             )
         alpha = settings.budget * (1 - FOR_DEATHS) / (2 * len(found))
+        # What was compared with another time is never believed for waiting alone.
         span = 0.0 if history else sum(b.seconds for b in batches) * settings.time_scale
+        length = span / max(1, len(batches))
         return {
-            name: self._evidence(name, harm, tolerance, scope, alpha, span)
+            name: self._evidence(name, harm, tolerance, scope, alpha, length)
             for name, (harm, tolerance) in found.items()
         }
 
     def _evidence(
-        self, name: str, harm: Harm | None, tolerance: str, scope: str, alpha: float, span: float
+        self, name: str, harm: Harm | None, tolerance: str, scope: str, alpha: float, length: float
     ) -> Evidence:
         family = FAMILIES.get(name, "custom")
         if harm is None:
@@ -241,7 +252,8 @@ class Analysis:
         it = harm.estimate
         lower = it.lower(alpha)
         enough = it.batches >= FEWEST_BATCHES and harm.requests >= FEWEST_REQUESTS
-        patient = span >= self.settings.patience and it.beyond() >= student(LIKELY, it.freedom)
+        waited = it.batches * length >= self.settings.patience
+        patient = waited and it.beyond() >= student(LIKELY, it.freedom)
         verdict = Verdict.INCONCLUSIVE
         if enough and (lower > 0 or patient):
             verdict = Verdict.FAIL
@@ -310,6 +322,8 @@ class Analysis:
         if not loads:
             return []
         now = sorted(loads)[len(loads) // 2]
+        if not now > 0:
+            return []
 
         def load(b: Batch) -> float:
             side = b.sides[BASELINE]

@@ -17,9 +17,10 @@ from kvquant.core.analysis.signals import queues
 STRETCH = 1.3
 """Load per pod that a step may bring, as a multiple of what was tested.
 
-Tested is what canary pods carried, or what baseline pods carry at the same time: a canary of one
-pod beside a baseline of two could otherwise never leave the first step, and that it carries what
-the baseline does is what the next step is there to find out.
+Tested is what canary pods carried, what baseline pods carry or carried, or the share of all traffic
+that each pod of the baseline would get by itself, as it did before the rollout: a canary of one pod
+beside a baseline of two could otherwise never leave the first step, and that it carries what the
+baseline does is what the next step is there to find out.
 """
 
 LATELY = 4
@@ -41,8 +42,8 @@ def judge_load(
         step: The step's batches.
         usable: Of these, the evidence.
         threshold: Share of requests waiting from which on an arm queues.
-        tested_before: Load per canary pod in earlier steps that passed, in requests per second.
-        carried_before: Load per baseline pod that was carried without a backlog, likewise.
+        tested_before: Requests per second that a canary pod has carried without a backlog.
+        carried_before: Requests per second that a baseline pod has carried without a backlog.
     """
     span = sum(b.seconds for b in usable)
     if span <= 0:
@@ -76,7 +77,7 @@ def judge_load(
         return Load(ratio, here, tested)
     coming = sum(rates) * tick.next_weight / 100
     after = coming / max(1, tick.next_replicas)
-    known = max(tested, base, carried_before)
+    known = max(tested, base, carried_before, sum(rates) / pods[BASELINE])
     if after <= STRETCH * known:
         return Load(ratio, here, tested, after)
     needed = math.ceil(coming / (STRETCH * known))

@@ -277,17 +277,17 @@ def tokens_slower(
     return _ratio(np.log(means_c / means_b), n_c, n_b, factor, means_b, means_c)
 
 
-def carried(batches: Sequence[Batch], threshold: float) -> float:
-    """Return the most requests per second that a baseline pod has carried without a backlog.
+def carried(batches: Sequence[Batch], arm: int, threshold: float) -> float:
+    """Return the most requests per second that a pod of an arm has carried without a backlog.
 
     Taken as the mean over one step, or over the time before the first: what it did for a while,
     and not by a lucky draw.
     """
     rates: dict[int, list[float]] = defaultdict(list)
     for b in batches:
-        base = b.sides[BASELINE]
-        if b.whole and b.calm and not queues(b, BASELINE, threshold):
-            rates[b.visit].append(base.ended / max(1.0, base.replicas) / b.seconds)
+        side = b.sides[arm]
+        if b.whole and b.calm and not queues(b, arm, threshold):
+            rates[b.visit].append(side.ended / max(1.0, side.replicas) / b.seconds)
     return max((fmean(one) for one in rates.values() if len(one) >= FEW), default=0.0)
 
 
