@@ -75,6 +75,7 @@ class _Known:
         ticks: What was read from `first` on.
         healthy: Pods that every router finds healthy, by slot, at the last instant.
         seen: Last instant at which a router was scraped.
+        missing: What the last read could not find of the user's signals, in sentences.
     """
 
     need: TickNeed
@@ -84,6 +85,7 @@ class _Known:
     ticks: list[Tick] = field(default_factory=list)
     healthy: Mapping[str, float] = field(default_factory=dict)
     seen: float | None = None
+    missing: tuple[str, ...] = ()
 
     def asks(self, need: TickNeed, first: float, before: float, now: datetime) -> None:
         """Take note of what is asked, and drop what is older.
@@ -101,6 +103,7 @@ class _Known:
 
     def take(self, found: Timeline) -> None:
         """Take in what was read; what does not follow on what is known is left for later."""
+        self.missing = tuple(p for p in found.problems if p.startswith("signal "))
         for tick in found.ticks:
             if tick.at <= self.through:
                 continue
@@ -116,7 +119,7 @@ class _Known:
             ticks=tuple(in_effect(tick, self.need.spans) for tick in self.ticks),
             complete=self.through >= end,
             healthy=self.healthy,
-            problems=silence(self.need.router, self.seen, self.through),
+            problems=(*silence(self.need.router, self.seen, self.through), *self.missing),
         )
 
 
@@ -197,7 +200,7 @@ class SharedMetrics:
         first = first_instant(need.since, self._metrics.grid)
         before = first - self._metrics.grid.total_seconds()
         known = self._known.get(need.key)
-        if known is None or first < known.first or not _same_pods(known.need, need):
+        if known is None or first < known.first or not _same_series(known.need, need):
             known = self._known[need.key] = _Known(need, first, before, now)
         known.asks(need, first, before, now)
         return known
@@ -299,8 +302,5 @@ class SharedMetrics:
             flight.landed.set()
 
 
-def _same_pods(one: TickNeed, other: TickNeed) -> bool:
-    return (one.namespace, one.router, one.baseline, one.canary) == (
-        *(other.namespace, other.router),
-        *(other.baseline, other.canary),
-    )
+def _same_series(one: TickNeed, other: TickNeed) -> bool:
+    return replace(one, since=other.since, spans=other.spans) == other
