@@ -157,6 +157,20 @@ def test_a_past_in_parts_is_complete_when_all_parts_are_read(
     assert steps_of(told[2]) == list(range(121))
 
 
+def test_the_past_of_many_is_read_by_and_by(
+    asking: Counting, shared: SharedMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_metrics, "MOST_FAR", 2)
+    asking.fleet, asking.most = Fleet(5, pods=1, routers=1), 30
+    for _ in range(10):
+        told = [ask(shared, need, at(60)).complete for need in needs(asking)]
+        if all(told):
+            break
+    assert all(told)
+    assert {size for begin, size in asking.sets if begin < 40} == {1, 2}
+    assert all(steps_of(ask(shared, n, at(60))) == list(range(61)) for n in needs(asking))
+
+
 def test_what_is_older_than_asked_for_is_dropped(asking: Counting, shared: SharedMetrics) -> None:
     need = needs(asking)[0]
     ask(shared, need, at(5))

@@ -47,9 +47,9 @@ DEFAULT_TIMEOUT = 10.0
 DEFAULT_DELAY = timedelta(seconds=1)
 """A scrape takes a moment, and is stored under the time when it began."""
 
-MOST_POINTS, MOST_INSTANTS = 1_000_000, 1000
-"""Of one answer about the past: samples, for its size, and instants, of which Prometheus allows
-11,000. A longer past is read in parts."""
+MOST_POINTS, MOST_INSTANTS = 300_000, 1000
+"""Of one answer about the past: samples, so that a set takes seconds, and instants, of which
+Prometheus allows 11,000. A longer past is read in parts."""
 
 SERIES_OF_A_ROLLOUT = 200
 """What one query returns for one rollout, roughly: buckets of a few pods."""

@@ -24,8 +24,9 @@ NEAR_STEPS = 20
 """Steps of the grid by which a rollout may lag behind and still be read along with all others. One
 that lags further, such as each one after a restart, must not make everybody read so long a past."""
 
-FAR_STEPS = 1000
-"""Steps of the grid within which the begins of those lie that are read together from afar."""
+FAR_STEPS, MOST_FAR = 1000, 100
+"""Steps of the grid within which the begins of those lie that are read together from afar, and how
+many these are at most: a set of queries must end in time, else it would fail again and again."""
 
 MOST_ROUNDS = NEAR_STEPS + 2
 """Reads for one question, of which each brings at least one instant."""
@@ -223,15 +224,17 @@ class SharedMetrics:
             for key in [k for k, v in self._known.items() if now - v.asked_at > FORGOTTEN_AFTER]:
                 del self._known[key]
             chosen = [k for k in self._known.values() if oldest <= k.through < end]
-        self._read(chosen, now)
+        if chosen:
+            self._read(chosen, now)
 
     def _read_far(self, now: datetime, end: float) -> None:
         step = self._metrics.grid.total_seconds()
         with self._lock:
             far = [k for k in self._known.values() if k.through < end - NEAR_STEPS * step]
-            begin = min((known.through for known in far), default=end)
-            chosen = [known for known in far if known.through < begin + FAR_STEPS * step]
-        self._read(chosen, now)
+            far.sort(key=lambda known: known.through)
+            chosen = [k for k in far[:MOST_FAR] if k.through < far[0].through + FAR_STEPS * step]
+        if chosen:
+            self._read(chosen, now)
 
     def _read(self, chosen: Sequence[_Known], now: datetime) -> None:
         step = self._metrics.grid.total_seconds()
