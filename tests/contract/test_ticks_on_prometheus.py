@@ -193,10 +193,10 @@ def test_everything_that_pods_show_is_in_their_samples(
             running=3,
             waiting=4,
             e2e=Bins((0.5, 1.0, math.inf), (100, 100, 100), 12.5),
-            queue=Bins((math.inf,), (100,), 12.5),
-            prefill=Bins((math.inf,), (100,), 12.5),
+            queue=Bins((0.0, math.inf), (0, 100), 12.5),
+            prefill=Bins((0.5, math.inf), (100, 100), 12.5),
             ttft=Bins((0.1, math.inf), (100, 100), 12.5),
-            itl=Bins((math.inf,), (100,), 12.5),
+            itl=Bins((0.0, math.inf), (0, 100), 12.5),
         )
     }
 

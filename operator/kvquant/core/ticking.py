@@ -36,7 +36,8 @@ repeat what it knew last for five minutes."""
 
 MILLISECONDS = 1000.0
 
-_ONE_BOUND = (math.inf,)
+_NO_BUCKETS = (0.0, math.inf)
+"""Bounds of a histogram of which only count and sum are known: nothing takes no time."""
 
 
 @lru_cache(maxsize=64)
@@ -372,7 +373,7 @@ class Scrapes:
             count = _counted(pod.values.get((f"{name}_count", "")))
             if count is not None:
                 total = _counted(pod.values.get((f"{name}_sum", "")))
-                fields[own] = Bins(_ONE_BOUND, (count,), total)
+                fields[own] = Bins(_NO_BUCKETS, (0.0, count), total)
         started = _counted(pod.values.get((queries.ENGINE_STARTED, "")))
         custom = {
             signal.name: told
