@@ -51,7 +51,7 @@ class Fleet:
     def needs(self, since: float) -> list[TickNeed]:
         """Return what each rollout asks for, from an instant on in seconds since the epoch."""
         begin = datetime.fromtimestamp(since, UTC)
-        span = Span(begin, 1, 50.0, 100.0, self.pods, self.pods, self.pods)
+        span = Span(begin, 1, 50.0, 50.0, self.pods, self.pods, self.pods)
         return [
             TickNeed(
                 key=f"{self._namespace(index)}/r{index}",
@@ -128,9 +128,15 @@ class Fleet:
             else:
                 for pod in engines:
                     for name in (*vllm_metrics.SCALARS, *_MEANS):
-                        rises = name.endswith(("_total", "_count", "_sum"))
-                        rate = self.rate / self.pods if rises else 0.0
-                        yield {"__name__": name, **pod}, 0.0 if rises else 3.0, rate
+                        yield {"__name__": name, **pod}, *self._scalar(name)
+
+    def _scalar(self, name: str) -> tuple[float, float]:
+        """Return an engine's value at the begin and its rise: it serves, and nothing waits."""
+        if name.endswith("_running"):
+            return 3.0, 0.0
+        if name.endswith("_waiting") or "preemptions" in name:
+            return 0.0, 0.0
+        return 0.0, self.rate / self.pods
 
     def _routers(self, index: int) -> Iterator[dict[str, str]]:
         for pod in range(self.routers):

@@ -70,7 +70,8 @@ class Prometheus:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
                 outer.queries += 1
                 kind = "matrix" if "query_range" in self.path else "vector"
                 data = {"resultType": kind, "result": []}

@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(300)]
 
 HOME = "kvquant-system"
 PASSWORD = "planted-password"
+API_KEY = "key-for-prometheus-51c0"
 ALERTS_TOKEN = "token-of-alertmanager-9d2f"
 
 
@@ -61,6 +62,8 @@ def told(
     hold = transplant(connection, holding(), namespace, "hold")
     nobody, xds, metrics, health, alerts = free_ports(5)
     (folder / "alerts-token").write_text(ALERTS_TOKEN)
+    (folder / "prometheus").mkdir()
+    (folder / "prometheus" / "header.X-Api-Key").write_text(API_KEY)
     environment = {
         **os.environ,
         "KUBECONFIG": str(credentials),
@@ -68,6 +71,7 @@ def told(
         "KVQUANT_WATCH_NAMESPACES": namespace,
         # Nobody answers there, which is what the status and the log then speak of.
         "KVQUANT_PROMETHEUS_URL": f"http://user:{PASSWORD}@127.0.0.1:{nobody}",
+        "KVQUANT_PROMETHEUS_AUTH_FOLDER": str(folder / "prometheus"),
         "KVQUANT_XDS_PORT": str(xds),
         "KVQUANT_METRICS_PORT": str(metrics),
         "KVQUANT_HEALTH_PORT": str(health),
@@ -113,6 +117,7 @@ def told(
             "authorization": base64.b64encode(f"user:{PASSWORD}".encode()).decode(),
             "token": token.split(".")[2],
             "token of alerts": ALERTS_TOKEN,
+            "key for Prometheus": API_KEY,
             "key": kept["data"]["tls.key"][100:180],
             "the key's text": key.splitlines()[1],
             "any key": "PRIVATE KEY",
@@ -137,7 +142,7 @@ def post(url: str, token: str) -> int:
 @pytest.mark.parametrize(
     "secret",
     [
-        *("password", "authorization", "token", "token of alerts"),
+        *("password", "authorization", "token", "token of alerts", "key for Prometheus"),
         *("key", "the key's text", "any key"),
     ],
 )

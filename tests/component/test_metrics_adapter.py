@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from kvquant.adapters.metrics import PrometheusMetrics
+from kvquant.core.custom_signals import Selector, ShareQuery
 from kvquant.core.evidence import ArmNeed, ArmSample, Evidence, EvidenceNeed
 from kvquant.core.ticking import TickNeed
 from kvquant.errors import MetricsError
@@ -208,6 +209,24 @@ def test_ticks_are_asked_for_at_the_instants_of_the_grid(
         assert float(query["start"]) == SINCE.timestamp() + 15
         assert float(query["end"]) == NOW.timestamp() - 15
         assert query["step"] == "15000ms"
+
+
+def test_a_users_signal_that_is_refused_is_that_rollouts_problem_alone(
+    stub: Stub, metrics: PrometheusMetrics
+) -> None:
+    def answer(path: str, query: dict[str, str]) -> Answer:
+        if "mine_total" in query["query"]:
+            return 400, b'{"status":"error","error":"invalid regular expression"}'
+        return matrix([])
+
+    stub.answer = answer
+    selector = Selector.parse('mine_total{a=~"("}')
+    own = replace(TICKS, key="own", signals=(ShareQuery("mine", selector, selector),))
+    found = metrics.ticks([TICKS, own], NOW)
+    assert found[TICKS.key].problems == ()
+    assert found[TICKS.key].ticks
+    assert "signal mine: Prometheus at" in found["own"].problems[0]
+    assert "invalid regular expression" in found["own"].problems[0]
 
 
 def test_there_are_no_ticks_of_the_future_or_of_nobody(

@@ -17,6 +17,8 @@ from bench.fleet import Fleet
 from kvquant.adapters import shared_metrics
 from kvquant.adapters.metrics import PrometheusMetrics
 from kvquant.adapters.shared_metrics import FORGOTTEN_AFTER, NEAR_STEPS, SharedMetrics
+from kvquant.api.v1alpha1 import Verdict
+from kvquant.core.analysis import Analysis, Settings
 from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
 from kvquant.core.ticking import GRID, Span, TickNeed, Timeline, last_instant
 from kvquant.errors import MetricsError
@@ -155,6 +157,20 @@ def test_a_past_in_parts_is_complete_when_all_parts_are_read(
     assert [t.complete for t in told] == [False, False, True]
     assert steps_of(told[1]) == list(range(100))
     assert steps_of(told[2]) == list(range(121))
+
+
+def test_the_past_of_many_is_read_by_and_by(
+    asking: Counting, shared: SharedMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_metrics, "MOST_FAR", 2)
+    asking.fleet, asking.most = Fleet(5, pods=1, routers=1), 30
+    for _ in range(10):
+        told = [ask(shared, need, at(60)).complete for need in needs(asking)]
+        if all(told):
+            break
+    assert all(told)
+    assert {size for begin, size in asking.sets if begin < 40} == {1, 2}
+    assert all(steps_of(ask(shared, n, at(60))) == list(range(61)) for n in needs(asking))
 
 
 def test_what_is_older_than_asked_for_is_dropped(asking: Counting, shared: SharedMetrics) -> None:
@@ -364,7 +380,7 @@ def test_the_number_of_queries_does_not_depend_on_the_number_of_rollouts(
         with ThreadPoolExecutor(16) as threads:
             told = list(threads.map(lambda need: ask(shared, need, at(steps)), every))  # noqa: B023
         assert all(steps_of(t)[-1] == steps for t in told)
-        assert len(stub.asked) == 8
+        assert len(stub.asked) == 9
         assert max(len(query["query"]) for _, query in stub.asked) < 20_000
     if rollouts < 100:
         assert told[-1].ticks[-1].canary.engines
@@ -380,3 +396,17 @@ def test_the_answers_of_a_fleet_are_well_formed() -> None:
         grown = [sum(s.started or 0 for s in arm.routers.values()) for arm in (one, two)]
         assert grown[1] - grown[0] == pytest.approx(fleet.rate * STEP)
         assert all(engine.itl and engine.ttft and engine.e2e for engine in two.engines.values())
+
+
+def test_the_analysis_can_read_all_that_a_tick_holds() -> None:
+    fleet = Fleet(1)
+    begin = BEGAN.timestamp() + 600
+    (need,) = fleet.needs(begin)
+    (timeline,) = fleet.timelines([need], begin, begin + 1800).values()
+    analysis = Analysis(Settings())
+    for tick in timeline.ticks:
+        report = analysis.observe(tick)
+    # What a canary delivers while it queues can only be told of one that queues.
+    unmeasured = {s.name for s in report.signals if "not measured" in s.message}
+    assert unmeasured == {"delivered"}
+    assert report.verdict is Verdict.PASS, report.message

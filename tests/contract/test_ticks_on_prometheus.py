@@ -15,7 +15,8 @@ import pytest
 
 from kvquant.adapters.metrics import PrometheusMetrics
 from kvquant.adapters.shared_metrics import SharedMetrics
-from kvquant.core.analysis.samples import Bins, EngineSample, RouterSample, Tick
+from kvquant.core.analysis.samples import Bins, EngineSample, RouterSample, Share, Tick
+from kvquant.core.custom_signals import LatencyQuery, Selector, ShareQuery
 from kvquant.core.evidence import ArmNeed, EvidenceNeed
 from kvquant.core.scope import Scope
 from kvquant.core.ticking import STALE_STEPS, TickNeed, Timeline
@@ -192,10 +193,10 @@ def test_everything_that_pods_show_is_in_their_samples(
             running=3,
             waiting=4,
             e2e=Bins((0.5, 1.0, math.inf), (100, 100, 100), 12.5),
-            queue=Bins((math.inf,), (100,), 12.5),
-            prefill=Bins((math.inf,), (100,), 12.5),
+            queue=Bins((0.0, math.inf), (0, 100), 12.5),
+            prefill=Bins((0.5, math.inf), (100, 100), 12.5),
             ttft=Bins((0.1, math.inf), (100, 100), 12.5),
-            itl=Bins((math.inf,), (100,), 12.5),
+            itl=Bins((0.0, math.inf), (0, 100), 12.5),
         )
     }
 
@@ -353,6 +354,35 @@ def test_other_labels_and_another_cluster_are_told_apart(
     assert tick.baseline.routers[ROUTER_POD].started == 100
     assert tick.baseline.engines[BASE_POD].finished == 101
     assert (evidence.baseline.active, evidence.baseline.healthy) == (7, 2)
+
+
+def test_a_signal_of_the_users_is_read_from_the_engines_pods(
+    exporter: Exporter, second: Exporter, metrics: PrometheusMetrics, pods: Pods
+) -> None:
+    own = f'namespace="{pods.namespace}",pod="{BASE_POD}"'
+    stranger = own.replace(pods.namespace, "elsewhere")
+    page = pods.page() + "".join(
+        f'tool_calls_total{{{pod},outcome="{outcome}"}} {count}\n'
+        for pod, outcome, count in ((own, "ok", 90), (own, "error", 10), (stranger, "error", 500))
+    )
+    page += "".join(f'rerank_seconds_bucket{{{own},le="{le}"}} 4\n' for le in ("1", "+Inf"))
+    since = now()
+    exporter.show(page + f"rerank_seconds_sum{{{own}}} 2.5\n")
+    signals = (
+        ShareQuery(
+            "tools",
+            Selector.parse('tool_calls_total{outcome="error"}'),
+            Selector.parse("tool_calls_total"),
+        ),
+        LatencyQuery("rerank", Selector.parse("rerank_seconds")),
+    )
+    until = now() + STEP + DELAY
+    wait_until(lambda: now() >= until, 60, "the tick should be there")
+    found = metrics.ticks([replace(need(pods, since), signals=signals)], until)["k"]
+    assert found.ticks[-1].baseline.engines[BASE_POD].custom == {
+        "tools": Share(10, 100),
+        "rerank": Bins((1.0, math.inf), (4, 4), 2.5),
+    }
 
 
 def test_a_past_that_is_long_is_read_in_parts(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,9 +47,9 @@ DEFAULT_TIMEOUT = 10.0
 DEFAULT_DELAY = timedelta(seconds=1)
 """A scrape takes a moment, and is stored under the time when it began."""
 
-MOST_POINTS, MOST_INSTANTS = 1_000_000, 1000
-"""Of one answer about the past: samples, for its size, and instants, of which Prometheus allows
-11,000. A longer past is read in parts."""
+MOST_POINTS, MOST_INSTANTS = 300_000, 1000
+"""Of one answer about the past: samples, so that a set takes seconds, and instants, of which
+Prometheus allows 11,000. A longer past is read in parts."""
 
 SERIES_OF_A_ROLLOUT = 200
 """What one query returns for one rollout, roughly: buckets of a few pods."""
@@ -156,9 +156,20 @@ class PrometheusMetrics:
             scrapes.add_engine_scalars(read(texts.engine_scalars))
             for name, text in texts.engine_histograms.items():
                 scrapes.add_engine_histogram(name, read(text))
+            for key, text in texts.custom.items():
+                self._add_custom(scrapes, key, text, read)
             return scrapes.timelines(needs, complete=window.end >= end)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._nonsense(error) from error
+
+    def _add_custom(
+        self, scrapes: Scrapes, key: str, text: str, read: Callable[[str], Iterator[Series]]
+    ) -> None:
+        """Read what a user's signal needs; when that fails, it is the signal's problem alone."""
+        try:
+            scrapes.add_custom(key, read(text))
+        except MetricsError as error:
+            scrapes.add_problem(key, str(error))
 
     def cache_configs(
         self, namespace: str, pods: Sequence[str], now: datetime

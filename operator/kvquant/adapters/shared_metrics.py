@@ -24,8 +24,9 @@ NEAR_STEPS = 20
 """Steps of the grid by which a rollout may lag behind and still be read along with all others. One
 that lags further, such as each one after a restart, must not make everybody read so long a past."""
 
-FAR_STEPS = 1000
-"""Steps of the grid within which the begins of those lie that are read together from afar."""
+FAR_STEPS, MOST_FAR = 1000, 100
+"""Steps of the grid within which the begins of those lie that are read together from afar, and how
+many these are at most: a set of queries must end in time, else it would fail again and again."""
 
 MOST_ROUNDS = NEAR_STEPS + 2
 """Reads for one question, of which each brings at least one instant."""
@@ -75,6 +76,7 @@ class _Known:
         ticks: What was read from `first` on.
         healthy: Pods that every router finds healthy, by slot, at the last instant.
         seen: Last instant at which a router was scraped.
+        missing: What the last read could not find of the user's signals, in sentences.
     """
 
     need: TickNeed
@@ -84,6 +86,7 @@ class _Known:
     ticks: list[Tick] = field(default_factory=list)
     healthy: Mapping[str, float] = field(default_factory=dict)
     seen: float | None = None
+    missing: tuple[str, ...] = ()
 
     def asks(self, need: TickNeed, first: float, before: float, now: datetime) -> None:
         """Take note of what is asked, and drop what is older.
@@ -101,6 +104,7 @@ class _Known:
 
     def take(self, found: Timeline) -> None:
         """Take in what was read; what does not follow on what is known is left for later."""
+        self.missing = tuple(p for p in found.problems if p.startswith("signal "))
         for tick in found.ticks:
             if tick.at <= self.through:
                 continue
@@ -116,7 +120,7 @@ class _Known:
             ticks=tuple(in_effect(tick, self.need.spans) for tick in self.ticks),
             complete=self.through >= end,
             healthy=self.healthy,
-            problems=silence(self.need.router, self.seen, self.through),
+            problems=(*silence(self.need.router, self.seen, self.through), *self.missing),
         )
 
 
@@ -197,7 +201,7 @@ class SharedMetrics:
         first = first_instant(need.since, self._metrics.grid)
         before = first - self._metrics.grid.total_seconds()
         known = self._known.get(need.key)
-        if known is None or first < known.first or not _same_pods(known.need, need):
+        if known is None or first < known.first or not _same_series(known.need, need):
             known = self._known[need.key] = _Known(need, first, before, now)
         known.asks(need, first, before, now)
         return known
@@ -220,15 +224,17 @@ class SharedMetrics:
             for key in [k for k, v in self._known.items() if now - v.asked_at > FORGOTTEN_AFTER]:
                 del self._known[key]
             chosen = [k for k in self._known.values() if oldest <= k.through < end]
-        self._read(chosen, now)
+        if chosen:
+            self._read(chosen, now)
 
     def _read_far(self, now: datetime, end: float) -> None:
         step = self._metrics.grid.total_seconds()
         with self._lock:
             far = [k for k in self._known.values() if k.through < end - NEAR_STEPS * step]
-            begin = min((known.through for known in far), default=end)
-            chosen = [known for known in far if known.through < begin + FAR_STEPS * step]
-        self._read(chosen, now)
+            far.sort(key=lambda known: known.through)
+            chosen = [k for k in far[:MOST_FAR] if k.through < far[0].through + FAR_STEPS * step]
+        if chosen:
+            self._read(chosen, now)
 
     def _read(self, chosen: Sequence[_Known], now: datetime) -> None:
         step = self._metrics.grid.total_seconds()
@@ -299,8 +305,5 @@ class SharedMetrics:
             flight.landed.set()
 
 
-def _same_pods(one: TickNeed, other: TickNeed) -> bool:
-    return (one.namespace, one.router, one.baseline, one.canary) == (
-        *(other.namespace, other.router),
-        *(other.baseline, other.canary),
-    )
+def _same_series(one: TickNeed, other: TickNeed) -> bool:
+    return replace(one, since=other.since, spans=other.spans) == other

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 _LABEL = r"[a-zA-Z_][a-zA-Z0-9_]*"
 _MATCHER = rf'{_LABEL}\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"'
-_MATCHERS = re.compile(rf"\s*{_MATCHER}(?:\s*,\s*{_MATCHER})*\s*,?\s*")
+MATCHERS = re.compile(rf"\s*{_MATCHER}(?:\s*,\s*{_MATCHER})*\s*,?\s*")
+"""Matchers as PromQL has them between the braces of a selector; at least one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Scope:
         for label in (self.namespace, self.pod):
             if not re.fullmatch(_LABEL, label):
                 raise ValueError(f"{label!r} is no name of a label")
-        if self.matchers.strip() and not _MATCHERS.fullmatch(self.matchers):
+        if self.matchers.strip() and not MATCHERS.fullmatch(self.matchers):
             raise ValueError(
                 f'{self.matchers!r} are no matchers: write them as in cluster="prod-1",job="vllm"'
             )

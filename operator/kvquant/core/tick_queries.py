@@ -6,11 +6,19 @@ pod that two jobs scrape, or two Prometheus replicas, counts once.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from kvquant.core import queries
+from kvquant.core.custom_signals import (
+    LatencyQuery,
+    Selector,
+    SignalQuery,
+    counter_text,
+    histogram_texts,
+)
 from kvquant.core.evidence import ArmNeed
 from kvquant.core.scope import Scope
 from kvquant.engines import vllm_metrics
@@ -53,6 +61,10 @@ class Wanted(Protocol):
     def canary(self) -> ArmNeed:
         """The pool with the quantized cache."""
 
+    @property
+    def signals(self) -> Sequence[SignalQuery]:
+        """Signals of the user's."""
+
 
 @dataclass(frozen=True, slots=True)
 class TickQueries:
@@ -66,6 +78,7 @@ class TickQueries:
         engines_started: When each engine pod's process started.
         engine_scalars: Counters, gauges, and counts and sums of histograms by engine pod.
         engine_histograms: Buckets and sums by engine pod, a query for each histogram's name.
+        custom: What signals of users' need by engine pod: each selector once, whoever asks for it.
     """
 
     routers_seen: str
@@ -75,6 +88,7 @@ class TickQueries:
     engines_started: str
     engine_scalars: str
     engine_histograms: Mapping[str, str]
+    custom: Mapping[str, str]
 
     @classmethod
     def of(cls, needs: Sequence[Wanted], scope: Scope) -> TickQueries:
@@ -86,9 +100,7 @@ class TickQueries:
         """
         slots = {arm.slot for need in needs for arm in (need.baseline, need.canary)}
         routers = _where(needs, [need.router for need in needs], scope)
-        engines = _where(
-            needs, [arm.deployment for n in needs for arm in (n.baseline, n.canary)], scope
-        )
+        engines = _engines(needs, scope)
         pod = f"{scope.namespace},{scope.pod}"
         slot = queries.CLUSTER_LABEL
         witness = vllm_metrics.WITNESS + scope.select(*engines)
@@ -118,6 +130,7 @@ class TickQueries:
                 name: _summed(scope, engines, (f"{name}_bucket", f"{name}_sum"))
                 for name in vllm_metrics.HISTOGRAMS
             },
+            custom=_custom(needs, scope),
         )
 
 
@@ -126,6 +139,44 @@ def _summed(scope: Scope, where: Sequence[str], names: Sequence[str]) -> str:
     selector = scope.select(f'__name__=~"{"|".join(names)}"', *where)
     by = f"__name__,{scope.namespace},{scope.pod},le"
     return f"sum by({by})(max by({by},{','.join(vllm_metrics.PARTS)})({selector}))"
+
+
+def _custom(needs: Sequence[Wanted], scope: Scope) -> dict[str, str]:
+    """Return the queries that the signals need, each for the pods of all that share it."""
+    wanted: dict[Selector, list[Wanted]] = defaultdict(list)
+    histograms: dict[Selector, list[Wanted]] = defaultdict(list)
+    for need in needs:
+        for signal in need.signals:
+            if isinstance(signal, LatencyQuery):
+                histograms[signal.histogram].append(need)
+            else:
+                for selector in {signal.events, signal.total}:
+                    wanted[selector].append(need)
+    texts: dict[str, str] = {}
+    for selector, sharing in wanted.items():
+        texts[str(selector)] = counter_text(selector, _engines(sharing, scope), scope)
+    for selector, sharing in histograms.items():
+        parts = histogram_texts(selector, _engines(sharing, scope), scope)
+        texts |= {_part_of(selector, part): text for part, text in parts.items()}
+    return texts
+
+
+def keys_of(signal: SignalQuery) -> tuple[str, str]:
+    """Return by which keys `TickQueries.custom` has a signal's queries.
+
+    Those of the events and of the total, or those of the histogram's buckets and of its sum.
+    """
+    if isinstance(signal, LatencyQuery):
+        return _part_of(signal.histogram, "bucket"), _part_of(signal.histogram, "sum")
+    return str(signal.events), str(signal.total)
+
+
+def _part_of(histogram: Selector, part: str) -> str:
+    return f"{part} of {histogram}"
+
+
+def _engines(needs: Sequence[Wanted], scope: Scope) -> list[str]:
+    return _where(needs, [a.deployment for n in needs for a in (n.baseline, n.canary)], scope)
 
 
 def _where(needs: Sequence[Wanted], deployments: Sequence[str], scope: Scope) -> list[str]:

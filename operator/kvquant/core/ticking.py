@@ -16,11 +16,13 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 from kvquant.core import queries
-from kvquant.core.analysis.samples import Arm, Bins, EngineSample, RouterSample, Tick
+from kvquant.core.analysis.samples import Arm, Bins, EngineSample, RouterSample, Share, Tick
 from kvquant.core.counters import Series
+from kvquant.core.custom_signals import LatencyQuery, SignalQuery
 from kvquant.core.envoy_bootstrap import LATENCY_BOUNDS_MS
 from kvquant.core.evidence import ArmNeed
 from kvquant.core.queries import Window
+from kvquant.core.tick_queries import keys_of
 from kvquant.engines import vllm_metrics
 
 GRID = timedelta(seconds=15)
@@ -34,7 +36,8 @@ repeat what it knew last for five minutes."""
 
 MILLISECONDS = 1000.0
 
-_ONE_BOUND = (math.inf,)
+_NO_BUCKETS = (0.0, math.inf)
+"""Bounds of a histogram of which only count and sum are known: nothing takes no time."""
 
 
 @lru_cache(maxsize=64)
@@ -82,6 +85,7 @@ class TickNeed:
         canary: The pool with the quantized cache.
         since: First instant of interest: the last tick that is known, or the attempt's begin.
         spans: What was in effect when, oldest first; before the first one, step 0 and no weight.
+        signals: Signals of the user's.
     """
 
     key: str
@@ -91,6 +95,7 @@ class TickNeed:
     canary: ArmNeed
     since: datetime
     spans: tuple[Span, ...] = ()
+    signals: tuple[SignalQuery, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +186,7 @@ class Scrapes:
         self._window = window
         self._routers: dict[float, _Pods] = {}
         self._engines: dict[float, _Pods] = {}
+        self._missing: dict[str, str] = {}
 
     def add_seen(self, *, routers: Iterable[Series] = (), engines: Iterable[Series] = ()) -> None:
         """Take in when pods were scraped. Only what was scraped lately takes part: add this first.
@@ -234,6 +240,20 @@ class Scrapes:
                 else:
                     pod.buckets[name, ""].append((bound, value))
 
+    def add_custom(self, key: str, series: Iterable[Series]) -> None:
+        """Take in what a query for users' signals returned by engine pod; see `TickQueries`."""
+        for one in series:
+            le = one.labels.get("le", "")
+            for pod, value in _of(self._engines, one):
+                if le:
+                    pod.buckets[key, ""].append((float(le), value))
+                else:
+                    pod.values[key, ""] = value
+
+    def add_problem(self, key: str, problem: str) -> None:
+        """Take note of why what one query for users' signals should have returned is missing."""
+        self._missing[key] = problem
+
     def timelines(self, needs: Sequence[TickNeed], *, complete: bool = True) -> dict[str, Timeline]:
         """Return what was found for each need, by its key.
 
@@ -258,7 +278,7 @@ class Scrapes:
                     seen[need.key] = at
                 healthy[need.key] = _healthy(need, own.values())
                 arms = [
-                    self._arm(arm, own, engines.get((need.namespace, arm.deployment), {}))
+                    self._arm(need, arm, own, engines.get((need.namespace, arm.deployment), {}))
                     for arm in (need.baseline, need.canary)
                 ]
                 tick = Tick(at=at, step=0, weight=0.0, baseline=arms[0], canary=arms[1])
@@ -269,15 +289,32 @@ class Scrapes:
                 ticks=tuple(ticks[need.key]),
                 complete=complete,
                 healthy=healthy.get(need.key, {}),
-                problems=silence(need.router, seen.get(need.key), end),
+                problems=(
+                    *silence(need.router, seen.get(need.key), end),
+                    *self._problems(need.signals),
+                ),
             )
             for need in needs
         }
 
-    def _arm(self, need: ArmNeed, routers: Mapping[str, _Pod], engines: Mapping[str, _Pod]) -> Arm:
+    def _problems(self, signals: Sequence[SignalQuery]) -> list[str]:
+        return [
+            f"signal {signal.name}: {self._missing[key]}"
+            for signal in signals
+            for key in keys_of(signal)
+            if key in self._missing
+        ]
+
+    def _arm(
+        self,
+        need: TickNeed,
+        arm: ArmNeed,
+        routers: Mapping[str, _Pod],
+        engines: Mapping[str, _Pod],
+    ) -> Arm:
         return Arm(
-            routers={name: self._at_router(pod, need.slot) for name, pod in routers.items()},
-            engines={name: self._at_engine(pod) for name, pod in engines.items()},
+            routers={name: self._at_router(pod, arm.slot) for name, pod in routers.items()},
+            engines={name: self._at_engine(pod, need.signals) for name, pod in engines.items()},
             replicas=max(1, len(engines)),
         )
 
@@ -319,7 +356,7 @@ class Scrapes:
             latency=self._bins(buckets, None) if buckets else _NOTHING_YET,
         )
 
-    def _at_engine(self, pod: _Pod) -> EngineSample:
+    def _at_engine(self, pod: _Pod, signals: Sequence[SignalQuery]) -> EngineSample:
         """Return what an engine that is scraped has counted.
 
         vLLM shows all that it counts from its start: what it does not show, it does not count.
@@ -336,9 +373,24 @@ class Scrapes:
             count = _counted(pod.values.get((f"{name}_count", "")))
             if count is not None:
                 total = _counted(pod.values.get((f"{name}_sum", "")))
-                fields[own] = Bins(_ONE_BOUND, (count,), total)
+                fields[own] = Bins(_NO_BUCKETS, (0.0, count), total)
         started = _counted(pod.values.get((queries.ENGINE_STARTED, "")))
-        return EngineSample(process_started=started, **fields)  # type: ignore[arg-type]
+        custom = {
+            signal.name: told
+            for signal in signals
+            if (told := self._custom(pod, signal)) is not None
+        }
+        return EngineSample(process_started=started, custom=custom, **fields)  # type: ignore[arg-type]
+
+    def _custom(self, pod: _Pod, signal: SignalQuery) -> Share | Bins | None:
+        keys = keys_of(signal)
+        if isinstance(signal, LatencyQuery):
+            buckets = pod.buckets.get((keys[0], ""))
+            return self._bins(buckets, _counted(pod.values.get((keys[1], "")))) if buckets else None
+        events, total = (_counted(pod.values.get((key, ""))) for key in keys)
+        # Counters of rare things are shown with the first of them.
+        shown = (keys[0], "") in pod.values
+        return None if total is None else Share(events if shown else 0.0, total)
 
     def _bins(self, buckets: list[tuple[float, float]], total: float | None) -> Bins | None:
         buckets.sort()

@@ -21,6 +21,7 @@ HISTOGRAMS: Mapping[str, str] = MappingProxyType(
     {
         "vllm:e2e_request_latency_seconds": "e2e",
         "vllm:time_to_first_token_seconds": "ttft",
+        "vllm:request_prefill_time_seconds": "prefill",
     }
 )
 """Histograms without their endings, and the fields of `EngineSample` that they fill."""
@@ -28,12 +29,11 @@ HISTOGRAMS: Mapping[str, str] = MappingProxyType(
 MEANS: Mapping[str, str] = MappingProxyType(
     {
         "vllm:request_queue_time_seconds": "queue",
-        "vllm:request_prefill_time_seconds": "prefill",
         "vllm:inter_token_latency_seconds": "itl",
     }
 )
-"""Histograms of which only count and sum are read: their buckets are too wide to tell twice the
-time, and many pods have many of them."""
+"""Histograms of which only count and sum are read: the analysis compares their means, and many pods
+have many buckets."""
 
 WITNESS = "vllm:num_requests_running"
 """Shown from an engine's start whatever it does: who shows it is an engine and is scraped."""

@@ -114,8 +114,10 @@ class Counting:
         for name, engine in arm.engines.items():
             seen.add(("engine", name))
             self._follow(found, ("engine", name), engine, ENGINE_COUNTS, ENGINE_BINS, since)
-        for name, signal in arm.custom.items():
-            self._custom(found, name, signal)
+            for label, signal in engine.custom.items():
+                self._custom(found, label, signal, name)
+        for label, signal in arm.custom.items():
+            self._custom(found, label, signal)
         found.whole = found.whole and self._all_seen(seen)
         self._gauges(found, arm)
         if arm.deaths is not None:
@@ -171,8 +173,8 @@ class Counting:
             for name in before.bins.keys() - bins.keys():
                 _add(found.bins, name, np.full_like(before.bins[name], np.nan))
 
-    def _custom(self, found: Increase, name: str, signal: Share | Bins) -> None:
-        key = ("custom", name)
+    def _custom(self, found: Increase, name: str, signal: Share | Bins, pod: str = "") -> None:
+        key = ("custom", f"{name} of {pod}")
         if isinstance(signal, Bins):
             now, bins = np.zeros(0), {f"custom.{name}": self._read_off(f"custom.{name}", signal)}
         else:
@@ -184,7 +186,8 @@ class Counting:
         restarted = _restarted(before, now, bins, None)
         if not restarted and len(now) == len(before.counts):
             for part, value in zip(("events", "total"), now - before.counts, strict=False):
-                found.counts[f"custom.{name}.{part}"] = float(value)
+                label = f"custom.{name}.{part}"
+                found.counts[label] = found.counts.get(label, 0.0) + float(value)
         for label, values in bins.items():
             earlier = before.bins.get(label)
             if earlier is not None:

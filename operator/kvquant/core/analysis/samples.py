@@ -46,6 +46,14 @@ class RouterSample:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """A signal of the user's: two cumulative counts, of which the first is part of the second."""
+
+    events: float | None
+    total: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSample:
     """What one engine pod has counted since its process started.
 
@@ -64,6 +72,7 @@ class EngineSample:
         prefill: Seconds of prefill per request (`request_prefill_time_seconds`).
         ttft: Seconds to the first token (`time_to_first_token_seconds`).
         itl: Seconds between two tokens (`inter_token_latency_seconds`).
+        custom: Signals of the user's that this pod exports, by name.
     """
 
     process_started: float | None = None
@@ -78,14 +87,7 @@ class EngineSample:
     prefill: Bins | None = None
     ttft: Bins | None = None
     itl: Bins | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A signal of the user's: two cumulative counts, of which the first is part of the second."""
-
-    events: float | None
-    total: float | None
+    custom: Mapping[str, Share | Bins] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Arm:
         replicas: Pods that the arm has, scraped or not.
         deaths: Engine deaths of any exit code, counted up since the rollout began, when
             Kubernetes tells them. Process starts and vanished counts are found without it.
-        custom: Signals of the user's, by name.
+        custom: Signals of the user's that no pod of the arm exports itself, by name.
     """
 
     routers: Mapping[str, RouterSample] = field(default_factory=dict)

@@ -1,0 +1,108 @@
+"""Signals of the user's: selectors of counters or histograms that the engines' pods export.
+
+A selector, and not any PromQL: the operator adds which pods are meant, so that a rollout can read
+nothing of anybody else's with the operator's credentials, and cannot make Prometheus work for long.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from kvquant.core.scope import MATCHERS, Scope
+
+_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_SELECTOR = re.compile(rf"\s*({_NAME.pattern})\s*(?:\{{(.*)\}})?\s*", re.DOTALL)
+_RESERVED = re.compile(r"(?:^|[,\s])(?:__name__|le)\s*[=!]")
+
+# A pod that two jobs scrape has two series that differ in these alone.
+_OF_A_SCRAPE = "job,endpoint,service,prometheus,prometheus_replica"
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A metric's name and matchers.
+
+    Attributes:
+        metric: The name; of a histogram, without its ending.
+        matchers: As PromQL has them between the braces; empty for none.
+    """
+
+    metric: str
+    matchers: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Selector:
+        """Read a selector such as `tool_calls_total{outcome="error"}`.
+
+        Raises:
+            ValueError: It is anything else.
+        """
+        found = _SELECTOR.fullmatch(text)
+        if found is None:
+            raise ValueError(
+                f'{text!r} is no selector: write a metric, as in calls_total{{outcome="error"}}'
+            )
+        metric, matchers = found[1], (found[2] or "").strip()
+        if matchers and not MATCHERS.fullmatch(matchers):
+            raise ValueError(
+                f'{text!r}: write the matchers as in {metric}{{outcome="error",tool!="none"}}'
+            )
+        # What stands between quotes may be called as it likes.
+        if _RESERVED.search(re.sub(r'"(?:[^"\\]|\\.)*"', "", matchers)):
+            raise ValueError(f"{text!r}: __name__ and le cannot be matched, the metric is named")
+        return cls(metric, matchers.rstrip(",").rstrip())
+
+    def __str__(self) -> str:
+        """Return it as PromQL."""
+        return f"{self.metric}{{{self.matchers}}}" if self.matchers else self.metric
+
+
+@dataclass(frozen=True, slots=True)
+class ShareQuery:
+    """Two counters, of which the first counts a part of what the second counts.
+
+    Attributes:
+        name: By which the analysis knows the signal.
+        events: Counter of what is better or worse.
+        total: Counter of everything.
+    """
+
+    name: str
+    events: Selector
+    total: Selector
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyQuery:
+    """A histogram of seconds.
+
+    Attributes:
+        name: By which the analysis knows the signal.
+        histogram: Its name without ending, and matchers.
+    """
+
+    name: str
+    histogram: Selector
+
+
+SignalQuery = ShareQuery | LatencyQuery
+
+
+def counter_text(selector: Selector, where: list[str], scope: Scope) -> str:
+    """Return the query for a counter, by pod."""
+    own = [selector.matchers] if selector.matchers else []
+    text = selector.metric + scope.select(*own, *where)
+    by = f"{scope.namespace},{scope.pod}"
+    return f"sum by({by})(max without({_OF_A_SCRAPE})({text}))"
+
+
+def histogram_texts(selector: Selector, where: list[str], scope: Scope) -> dict[str, str]:
+    """Return the queries for a histogram's buckets, by pod and `le`, and for its sum, by pod."""
+    by = f"{scope.namespace},{scope.pod}"
+    own = [selector.matchers] if selector.matchers else []
+    within = scope.select(*own, *where)
+    return {
+        part: f"sum by({labels})(max without({_OF_A_SCRAPE})({selector.metric}_{part}{within}))"
+        for part, labels in (("bucket", f"{by},le"), ("sum", by))
+    }
