@@ -10,7 +10,7 @@ from kvlocal import images
 from kvlocal.cluster import Cluster
 from kvlocal.images import ALERTMANAGER_IMAGE, COREDNS_IMAGE, PROMETHEUS_IMAGE
 
-SCRAPE_SECONDS = 5
+SCRAPE_SECONDS = 1
 
 PROMETHEUS_NAMESPACE = "monitoring"
 

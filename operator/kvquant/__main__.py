@@ -74,6 +74,7 @@ def main() -> int:
             clock=_now,
             actor=actor,
             alerts=alerts,
+            grid=timedelta(seconds=config.tick_seconds),
         ),
         config,
     )
