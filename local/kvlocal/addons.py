@@ -33,7 +33,7 @@ COREFILE = """
 PROMETHEUS_CONFIG = f"""
 global:
   scrape_interval: {SCRAPE_SECONDS}s
-  scrape_timeout: 4s
+  scrape_timeout: {SCRAPE_SECONDS}s
 scrape_configs:
 - job_name: pods
   kubernetes_sd_configs:
