@@ -25,7 +25,7 @@ ROUTER = "llama-router"
 OPERATOR = {"app.kubernetes.io/name": "kvquant-operator"}
 QUICK = {
     "steps": [{"weight": weight, "soak": "5s"} for weight in (20, 50, 100)],
-    "analysis": {"interval": "2s", "minRequests": 40},
+    "analysis": {"interval": "1s", "minRequests": 40, "p99": {"tolerancePercent": 80}},
     "promotion": {"rollbackWindow": "5s"},
     "progressDeadline": "2m",
 }

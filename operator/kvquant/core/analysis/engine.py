@@ -142,7 +142,7 @@ class Analysis:
             provisional=load.ratio is not None and load.ratio < 0.8,
             baseline_requests=ended[BASELINE],
             canary_requests=ended[CANARY],
-            seconds=sum(b.seconds for b in usable) * self.settings.time_scale,
+            seconds=sum(b.seconds for b in usable),
             budget_spent=max((e.spent for e in measured.values()), default=0.0),
             baseline_p99=self._quantile(usable, BASELINE),
             canary_p99=self._quantile(usable, CANARY),

@@ -31,9 +31,10 @@ def passes(report: Report, settings: Settings, pace: tuple[float, float] | None)
     if shortage is not None:
         missing.append(shortage[0])
         waits.append(shortage[1])
-    if report.seconds < settings.min_seconds:
-        left = settings.min_seconds - report.seconds
-        missing.append(f"{seconds(report.seconds)} of {seconds(settings.min_seconds)} of evidence")
+    least = settings.scaled(settings.min_seconds)
+    if report.seconds < least:
+        left = least - report.seconds
+        missing.append(f"{seconds(report.seconds)} of {seconds(least)} of evidence")
         waits.append(left)
     for evidence in report.signals:
         doubt = _doubt(evidence, report.seconds)
@@ -75,8 +76,7 @@ def _requests_missing(
     told = " and ".join(text for text, _, _ in short)
     if pace is None or any(pace[i] <= 0 for _, i, _ in short):
         return told, None
-    left = max((settings.min_requests - n) / pace[i] for _, i, n in short)
-    return told, left * settings.time_scale
+    return told, max((settings.min_requests - n) / pace[i] for _, i, n in short)
 
 
 def _doubt(evidence: Evidence, elapsed: float) -> tuple[str, float | None] | None:

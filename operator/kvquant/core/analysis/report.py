@@ -121,6 +121,8 @@ def seconds(value: float) -> str:
     """Return a duration for people."""
     if not math.isfinite(value):
         return "unknown"
+    if value == 0:
+        return "0 s"
     if value < 0.1:
         return f"{1000 * value:.3g} ms"
     if value < 120:
