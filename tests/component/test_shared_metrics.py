@@ -18,7 +18,7 @@ from kvquant.adapters import shared_metrics
 from kvquant.adapters.metrics import PrometheusMetrics
 from kvquant.adapters.shared_metrics import FORGOTTEN_AFTER, NEAR_STEPS, SharedMetrics
 from kvquant.api.v1alpha1 import Verdict
-from kvquant.core.analysis import Analysis, Settings
+from kvquant.core.analysis import Analysis, Report, Settings
 from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
 from kvquant.core.ticking import GRID, Span, TickNeed, Timeline, last_instant
 from kvquant.errors import MetricsError
@@ -410,3 +410,28 @@ def test_the_analysis_can_read_all_that_a_tick_holds() -> None:
     unmeasured = {s.name for s in report.signals if "not measured" in s.message}
     assert unmeasured == {"delivered"}
     assert report.verdict is Verdict.PASS, report.message
+
+
+def test_an_operator_that_was_restarted_comes_to_the_same_verdict(asking: Counting) -> None:
+    def follow(analysis: Analysis, shared: SharedMetrics, since: datetime, now: datetime) -> float:
+        """Feed the analysis as a pass does; return the last instant that it has seen."""
+        told = Timeline((), complete=False)
+        last = since
+        while not told.complete:
+            told = ask(shared, replace(need, since=last), now)
+            for tick in told.ticks:
+                reports[analysis] = analysis.observe(tick)
+                last = datetime.fromtimestamp(tick.at, UTC)
+        return last.timestamp()
+
+    asking.most = 30
+    (need, *_) = asking.fleet.needs(BEGAN.timestamp())
+    reports: dict[Analysis, Report] = {}
+    live, restarted = Analysis(Settings()), Analysis(Settings())
+    before = SharedMetrics(asking, patience=5)
+    last = BEGAN.timestamp()
+    for steps in range(1, 100):
+        last = follow(live, before, datetime.fromtimestamp(last, UTC), at(steps))
+    follow(restarted, SharedMetrics(asking, patience=5), BEGAN, at(99))
+    assert reports[live] == reports[restarted]
+    assert reports[live].verdict is Verdict.PASS
