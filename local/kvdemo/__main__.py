@@ -63,7 +63,7 @@ def _play(cluster: Cluster) -> bool:
         cluster.kubectl("rollout", "status", "-n", NAMESPACE, "deployment/llama", "--timeout=90s")
         click.secho(f"\n3. Rollout {GOOD}: 16-bit to FP8 (kubectl apply)", bold=True)
         _apply(cluster, "rollout-fp8.yaml")
-        first = watch.until(GOOD, _over, 240, load.begin_when_routed)
+        first = watch.until(GOOD, _over, 420, load.begin_when_routed)
         promoted = first.phase is Phase.PROMOTED
         second: Status | None = None
         if promoted:

@@ -275,7 +275,9 @@ class Ledger:
         more = grown.active - self._active_at_begin[arm]
         vanished = 0.0
         if self.seen_routers and math.isfinite(started - ended - more):
-            vanished = max(0.0, started - ended - more)
+            # Envoy shows a latency up to a second after it has counted the request, so that this is
+            # below zero at times. Cut off there, it would not be zero in the mean.
+            vanished = started - ended - more
         in_system = grown.running + grown.waiting
         return Side(
             started=started,

@@ -156,8 +156,7 @@ def slower(
         slow = counts[arm][:, -2] - fast + lost[arm]
         if by_age:
             slow = slow + _grown_old(ledger, arm, both[arm], bound)
-        slow = np.maximum(slow, 0.0)
-        return slow, fast + slow
+        return slow, np.maximum(fast + slow, 0.0)
 
     base = beyond(BASELINE, edge)
     ours = beyond(CANARY, edge * factor)
@@ -409,8 +408,12 @@ def _shares(
     xc, nc, xb, nb = (part[sound] for part in (canary, canary_total, baseline, baseline_total))
     harm = _difference(xc, nc, xb, nb, tolerance, prior)
     relaxed = _difference(xc, nc, xb, nb, RELAXED * tolerance, prior)
-    if harm is None or relaxed is None:
+    alone = _alone(xc, nc, RELAXED * tolerance, prior)
+    if harm is None or relaxed is None or alone is None:
         return None
+    # No baseline is better than one without any event: however little is known of this one, the
+    # canary's own share is the most by which it can be worse.
+    relaxed = min(relaxed, alone, key=Estimate.sound_upper)
     return Harm(
         harm,
         relaxed,
@@ -442,6 +445,12 @@ def _difference(
     with np.errstate(divide="ignore", invalid="ignore"):
         values = np.where(weights > 0, xc / nc - xb / nb - tolerance, 0.0)
     return estimate(values, weights, max(variance, 1e-6), prior)
+
+
+def _alone(xc: Array, nc: Array, tolerance: float, prior: Prior) -> Estimate | None:
+    """Return the mean share of one arm beyond a tolerance."""
+    p = (float(xc.sum()) + 0.5) / (float(nc.sum()) + 1)
+    return estimate(xc / nc - tolerance, nc, max(p * (1 - p), 1e-6), prior)
 
 
 def _from_history(
