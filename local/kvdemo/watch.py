@@ -10,11 +10,10 @@ from typing import Any
 
 import click
 
-from kvdemo.load import CANARY_MARK
-from kvquant.acting import attempt_id
 from kvquant.adapters.connection import Connection
 from kvquant.api import names
 from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord, KVQuantRollout, Phase, Status
+from kvquant.core.record import fingerprint
 from kvquant.errors import ClusterError
 
 NAMESPACE = "inference"
@@ -91,7 +90,7 @@ class Watch:
 
     def _tell(self, seen: KVQuantRollout) -> None:
         rollout, status = seen.metadata.name, seen.status
-        mark = f"{CANARY_MARK}{attempt_id(f'{seen.metadata.uid}/{status.attempt}')}"
+        mark = fingerprint(seen.metadata.uid, status.attempt)
         stage = Stage(time.time(), rollout, _label(status), status.weights.canary, mark)
         last = self.stages[-1] if self.stages else None
         if last is None or (last.rollout, last.label, last.weight) != (

@@ -18,6 +18,7 @@ from kvquant.core.manifests import (
     engine_container,
     target_selector,
 )
+from kvquant.core.record import fingerprint
 from kvquant.core.router_manifests import RouterSpec, router_objects, slot_service
 from kvquant.engines import vllm
 from kvquant.errors import TemplateError
@@ -221,9 +222,7 @@ class Actor:
             if going or world.target is None:
                 return
             index = engine_container(world.target, world.rollout.spec.engine.container)
-            fingerprint = (
-                f"kvq-{attempt_id(attempt)}" if world.rollout.spec.engine.fingerprint else None
-            )
+            mark = fingerprint(world.rollout.metadata.uid, status.attempt)
             deployment = canary_deployment(
                 world.target,
                 index,
@@ -236,7 +235,7 @@ class Actor:
                 ),
                 status.resolved_dtype or "",
                 canary.replicas,
-                fingerprint,
+                mark if world.rollout.spec.engine.fingerprint else None,
             )
             deployment["metadata"]["annotations"][ENGINE_CONTAINER] = _engine(world, world.target)[
                 "name"
@@ -322,8 +321,3 @@ def _engine(world: World, deployment: Object | None) -> Object:
 
 def _address(obj: Object) -> tuple[str, str]:
     return obj["metadata"]["namespace"], obj["metadata"]["name"]
-
-
-def attempt_id(attempt: str) -> str:
-    """Return an opaque name for an attempt, fit to be seen by clients."""
-    return hashlib.sha256(attempt.encode()).hexdigest()[:12]

@@ -28,6 +28,7 @@ from kvquant.errors import Conflict, Refused, TemplateError
 from kvquant.observing import alert_watch, observe, requests
 from kvquant.patience import Questions, SomethingCameUp
 from kvquant.ports import Alerts, Clock, Cluster, Metrics, Object, Traffic
+from kvquant.recording import Recorder
 from kvquant.world import World, identity, kill_switch, read
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class Reconciler:
         self._traffic = traffic
         self._clock = clock
         self._actor = actor
+        self._recorder = Recorder(cluster)
         self._alerts = alerts
 
     def reconcile(
@@ -196,6 +198,8 @@ class Reconciler:
             logger.warning("Cannot do what the status says: %s", error)
             reason = error.reason if isinstance(error, TemplateError) else "RefusedByAPIServer"
             problem = Problem(reason, str(error))
+        # After the weights, which must not wait for it.
+        self._recorder.keep(world)
         now = self._clock()
         asked = requests(world, cluster_kill, deleting=deleting)
         alerts = self._heard(world)
@@ -236,6 +240,7 @@ class Reconciler:
         """Drop what is remembered of a rollout that is gone."""
         self._deaf(ref)
         self._analyses.forget(ref.namespace, ref.name)
+        self._recorder.forget(ref.namespace, ref.name)
 
     def _heard(self, world: World) -> Heard | None:
         """Return what is known of alerts; None for a rollout that has nothing to go back to."""

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from kvquant.api import names
 from kvquant.api.v1alpha1 import KVQuantRollout, Phase
+from kvquant.core import record
 from kvquant.core.manifests import target_selector
 from kvquant.core.observation import PodView
 from kvquant.engines import vllm_limits
@@ -27,6 +28,7 @@ class World:
     canary: Object | None = None
     router: Object | None = None
     router_config: Object | None = None
+    record: Object | None = None
     taken_by: str | None = None
     """Another rollout that drives the router now; None when it is ours or free to be taken."""
     target_taken_by: str | None = None
@@ -92,6 +94,7 @@ def read(cluster: Cluster, raw: Object) -> World:
     world.target = cluster.get("Deployment", namespace, rollout.spec.target_ref.name)
     router = status.router or router_name(rollout, world.target)
     world.router_config = cluster.get("ConfigMap", namespace, router)
+    world.record = cluster.get("ConfigMap", namespace, record.name_of(rollout.metadata.name))
     if not status.settled:
         world.taken_by = _other_holder(cluster, world)
         world.target_taken_by = _other_owner(cluster, world)

@@ -13,7 +13,10 @@ from kvquant.adapters.connection import Connection
 from kvquant.adapters.tokens import TokenReviewer
 from kvquant.adapters.watching import WATCHED, WatchedCluster
 from kvquant.api import names
+from kvquant.core import record
 from kvquant.errors import Refused
+from kvquant.recording import Recorder
+from kvquant.world import read
 from tests import manifests
 from tests.apiserver.conftest import Kubectl
 
@@ -145,6 +148,26 @@ def test_the_operator_may_write_a_rollouts_status_and_its_finalizer_but_make_non
     assert written["status"] == {"phase": "Pending"}
 
 
+def test_the_operator_may_keep_the_record_of_a_rollout(
+    cluster: KubernetesCluster, kubectl: Kubectl, namespace: str
+) -> None:
+    (document,) = manifests.documents("fp8-minimal.yaml")
+    document["metadata"]["namespace"] = namespace
+    kubectl.ok("create", "-f-", stdin=yaml.safe_dump(document))
+    raw = cluster.get(names.KIND, namespace, "llama-fp8")
+    assert raw is not None
+    for number in (1, record.KEPT + 1):
+        decided = {"at": "2026-11-25T12:00:00Z", "kind": "Hold", "reason": "Why", "step": 0}
+        decision = {**decided, "number": number, "weight": 0, "message": "So."}
+        raw = cluster.replace_status({**raw, "status": {"decisions": [decision]}})
+        Recorder(cluster).keep(read(cluster, raw))
+    found = cluster.get("ConfigMap", namespace, record.name_of("llama-fp8"))
+    assert found is not None
+    assert [entry.number for entry in record.read(found["data"])] == [record.KEPT + 1]
+    (owner,) = found["metadata"]["ownerReferences"]
+    assert owner["uid"] == raw["metadata"]["uid"]
+
+
 def test_the_operator_touches_one_secret_of_its_own_namespace_and_no_other(
     cluster: KubernetesCluster, namespace: str
 ) -> None:
@@ -187,7 +210,7 @@ WHAT_FOR: dict[tuple[str, str], set[str]] = {
     ("apps", "deployments"): READ | {"create", "patch", "delete"},  # routers and canary pools
     ("", "pods"): READ | {"patch"},  # the label that lets a proven pod serve
     ("", "services"): READ | {"create", "patch"},
-    ("", "configmaps"): READ | {"create", "patch"},
+    ("", "configmaps"): READ | {"create", "patch"},  # of routers, and records of decisions
     ("", "serviceaccounts"): READ | {"create", "patch"},
     ("policy", "poddisruptionbudgets"): READ | {"create", "patch"},
     ("autoscaling", "horizontalpodautoscalers"): READ | {"patch"},  # held still meanwhile

@@ -15,6 +15,8 @@ from kvquant.ports import Object
 from kvquant.reconciler import Ref
 from tests.site import NAMESPACE, Site, engine_pool, rollout
 
+RECORD = "llama-q-record"
+
 
 @pytest.fixture
 def site() -> Site:
@@ -115,8 +117,9 @@ def test_nothing_is_touched_and_the_remedy_is_told(
     assert words in held.message
     told = [a.reason for result in results for a in result.announcements]
     assert told == [reason], "one Event, however long it lasts"
-    written = {call.verb for call in site.cluster.calls if call.writes}
-    assert written == {"replace_status"}
+    written = {(call.verb, call.name) for call in site.cluster.calls if call.writes}
+    noted = {("replace_status", "llama-q"), ("apply", RECORD), ("patch", RECORD)}
+    assert written == noted, "that it does not begin, and why"
 
 
 def test_it_begins_by_itself_when_prometheus_is_back(site: Site) -> None:

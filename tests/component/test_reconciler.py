@@ -372,7 +372,7 @@ def test_a_rollout_that_has_ended_writes_nothing(site: Site) -> None:
     result = site.turn(ref)
     assert result.requeue_after == 60
     assert [call for call in site.cluster.calls if call.writes] == []
-    assert len(site.cluster.calls) <= 7
+    assert len(site.cluster.calls) <= 8
     assert site.raw(ref)["metadata"]["resourceVersion"] == before
 
 

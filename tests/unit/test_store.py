@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kvquant.adapters import store as module
 from kvquant.adapters.store import Absence, Store, stripped, substance
+from kvquant.api import names
 from kvquant.ports import Object
 
 
@@ -21,6 +22,16 @@ def obj(version: int, name: str = "a", uid: str = "u", **fields: Any) -> Object:
 def held(store: Store, name: str = "a") -> int | None:
     found = store.get(name)
     return None if isinstance(found, Absence) else int(found["metadata"]["resourceVersion"])
+
+
+def test_what_stands_in_a_record_of_decisions_is_not_kept() -> None:
+    large = obj(1, data={"000001": "x" * 10_000})
+    large["metadata"]["labels"] = {names.LABEL_RECORD: "true"}
+    large["metadata"]["annotations"] = {names.ANNOTATION_RECORDED: "1"}
+    kept = stripped(large)
+    assert "data" not in kept
+    assert kept["metadata"]["annotations"] == {names.ANNOTATION_RECORDED: "1"}
+    assert stripped(obj(1, data={"killed": "true"}))["data"] == {"killed": "true"}
 
 
 def test_a_late_event_does_not_undo_our_own_write() -> None:

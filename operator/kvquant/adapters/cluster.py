@@ -13,13 +13,23 @@ from kvquant.ports import Object
 PAGE = 500
 """Objects per page of a list; what kubectl uses."""
 
+LARGE_PAGE = 50
+"""The same of a kind whose objects may have a MiB each: an answer may only be so long."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Where the API server keeps a kind."""
+    """Where the API server keeps a kind.
+
+    Attributes:
+        api_version: Group and version.
+        plural: Name in paths.
+        page: Objects per page of a list.
+    """
 
     api_version: str
     plural: str
+    page: int = PAGE
 
     def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
         """Return the path of an object, or of all objects when there is no name.
@@ -35,7 +45,7 @@ class Resource:
 
 RESOURCES: Mapping[str, Resource] = {
     names.KIND: Resource(names.API_VERSION, names.PLURAL),
-    "ConfigMap": Resource("v1", "configmaps"),
+    "ConfigMap": Resource("v1", "configmaps", LARGE_PAGE),
     "Deployment": Resource("apps/v1", "deployments"),
     "Event": Resource("v1", "events"),
     "HorizontalPodAutoscaler": Resource("autoscaling/v2", "horizontalpodautoscalers"),
@@ -133,7 +143,7 @@ class KubernetesCluster:
         self, kind: str, namespace: str, labels: Mapping[str, str]
     ) -> Iterator[Sequence[Object]]:
         path = _resource(kind).path(namespace)
-        query = {"limit": str(PAGE)}
+        query = {"limit": str(_resource(kind).page)}
         if labels:
             query["labelSelector"] = ",".join(f"{key}={value}" for key, value in labels.items())
         while True:

@@ -9,7 +9,7 @@ import threading
 import time
 
 from kvquant import errors
-from kvquant.adapters.cluster import PAGE, RESOURCES
+from kvquant.adapters.cluster import RESOURCES
 from kvquant.adapters.connection import Connection, Stream, raise_for
 from kvquant.adapters.store import Store, stripped
 from kvquant.ports import Object
@@ -131,7 +131,7 @@ class ListWatch:
 
     def _list(self) -> str:
         """Fill the store and return the version from which to watch."""
-        query = {"limit": str(PAGE)}
+        query = {"limit": str(RESOURCES[self._kind].page)}
         objects: list[Object] = []
         while True:
             answer = self._connection.request("GET", self._path, query=query)

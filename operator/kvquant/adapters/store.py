@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from kvquant.api import names
 from kvquant.ports import Object
 
 LARGEST_OBJECT = 256 * 2**10
@@ -226,6 +227,11 @@ def substance(obj: Object) -> bytes:
 
 
 def stripped(obj: Object) -> Object:
-    """Return an object without its managedFields, which are half of its size and nobody reads."""
+    """Return an object without what is large and what no pass reads.
+
+    That is managedFields, half of an object's size, and what stands in the records of decisions.
+    """
     metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
+    if names.LABEL_RECORD in (metadata.get("labels") or {}):
+        return {**{key: value for key, value in obj.items() if key != "data"}, "metadata": metadata}
     return {**obj, "metadata": metadata}

@@ -23,6 +23,8 @@ LABEL_SLOT = f"{GROUP}/slot"
 """On pools: the router slot (`blue` or `green`) that the pool fills."""
 LABEL_KILL_SWITCH = f"{GROUP}/kill-switch"
 """On the ConfigMap that sends every request of the cluster to the baselines."""
+LABEL_RECORD = f"{GROUP}/record"
+"""On the ConfigMap that holds every decision of a rollout: "true"."""
 
 ANNOTATION_VERIFIED = f"{GROUP}/verified-container"
 """On a serving pod: the container id that the regime proof saw. Another id needs a new proof."""
@@ -38,6 +40,8 @@ ANNOTATION_RETIRED_BY = f"{GROUP}/retired-by"
 owner does with it afterwards is not undone."""
 ANNOTATION_PINNED = f"{GROUP}/pinned"
 """On a target's autoscaler while its rollout is on its way: who holds it, and its own bounds."""
+ANNOTATION_RECORDED = f"{GROUP}/recorded"
+"""On a rollout's record: number of the newest decision in it."""
 
 # Annotations by which people (and the CLI) ask for something. The value of the one-shot requests
 # (promote, abort, retry) is a token: each new token is one request, handled once.
@@ -59,6 +63,9 @@ REQUEST_ANNOTATIONS = (
 
 KILL_SWITCH_CONFIGMAP = "kvquant-kill-switch"
 """In the operator's namespace, with LABEL_KILL_SWITCH; `data.killed: "true"` kills cluster-wide."""
+
+RECORD_SUFFIX = "-record"
+"""A rollout's record is the ConfigMap `<name of the rollout>-record` beside it."""
 
 SLOTS = ("blue", "green")
 """A router's two upstream clusters; baseline and canary swap roles between them."""

@@ -185,6 +185,9 @@ class DecisionKind(StrEnum):
 class DecisionRecord(Model):
     """One decision of the operator with what led to it."""
 
+    number: int | None = None
+    """Number of the decision, counted from 1 over all attempts, by which `kubectl kvquant explain`
+    finds it; absent from those of an operator that kept no record."""
     at: AwareDatetime
     """When it was decided."""
     kind: DecisionKind

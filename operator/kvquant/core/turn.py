@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -92,6 +93,7 @@ class Turn:
     def record(self, kind: DecisionKind, reason: str, message: str) -> None:
         """Keep a decision and announce it. Call it after the change that it speaks of."""
         entry = DecisionRecord(
+            number=_following(self.status.decisions),
             at=self.now,
             kind=kind,
             reason=reason,
@@ -149,3 +151,9 @@ class Turn:
                 self.seen.generation,
             )
         )
+
+
+def _following(decisions: Sequence[DecisionRecord]) -> int:
+    """Return the number of the next decision. An older operator gave them none."""
+    newest = max((d.number or 0 for d in decisions), default=0)
+    return 1 + (newest or len(decisions))

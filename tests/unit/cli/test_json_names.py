@@ -42,7 +42,7 @@ ROLLOUT: dict[str, set[str]] = {
     "conditions[]": {
         *("type", "status", "reason", "message", "observedGeneration", "lastTransitionTime"),
     },
-    "decisions[]": {"at", "kind", "reason", "step", "weight", "message"},
+    "decisions[]": {"number", "at", "kind", "reason", "step", "weight", "message"},
 }
 REPORT: dict[str, set[str]] = {
     "": {

@@ -1,0 +1,109 @@
+"""Write what was decided into the rollout's record, a ConfigMap that goes with the rollout."""
+
+from __future__ import annotations
+
+import logging
+
+from kvquant.api import names
+from kvquant.api.v1alpha1 import KVQuantRollout
+from kvquant.core import record
+from kvquant.errors import ClusterError
+from kvquant.ports import Cluster, Object
+from kvquant.world import World, annotations_of, labels_of
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Keeps records complete. Safe to share between threads."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._said: dict[tuple[str, str], str] = {}
+
+    def keep(self, world: World) -> None:
+        """Add the persisted decisions that the record does not hold yet; usually there are none.
+
+        Idempotent, and no reason to stop: what cannot be written now is written by a later pass,
+        while the rollout goes on. It is logged once.
+        """
+        rollout = world.rollout
+        key = rollout.metadata.namespace, rollout.metadata.name
+        try:
+            problem = self._add(rollout, world.record)
+        except ClusterError as error:
+            problem = str(error)
+        if problem is None:
+            self._said.pop(key, None)
+        elif self._said.get(key) != problem:
+            self._said[key] = problem
+            logger.warning("The record of %s/%s cannot be written yet: %s", *key, problem)
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Drop what is remembered of a rollout that is gone."""
+        self._said.pop((namespace, name), None)
+
+    def _add(self, rollout: KVQuantRollout, found: Object | None) -> str | None:
+        """Write; return why it must not be written, if so.
+
+        Raises:
+            ClusterError: The API server did not do it.
+        """
+        metadata = rollout.metadata
+        namespace, name = metadata.namespace, record.name_of(metadata.name)
+        if found is not None and names.LABEL_RECORD not in labels_of(found):
+            return f"there is a ConfigMap {name} of somebody else's: rename it"
+        mine = found is not None and metadata.uid in _owners(found)
+        recorded = _number(found) if mine else 0
+        changes = record.additions(rollout, recorded)
+        if not changes:
+            return None
+        if found is None:
+            self._cluster.apply(_empty(rollout))
+        elif not mine:
+            # It is of a rollout that had this name before, and was left behind.
+            empty = _empty(rollout)["metadata"]
+            self._cluster.patch(
+                "ConfigMap",
+                namespace,
+                name,
+                {"metadata": {"ownerReferences": empty["ownerReferences"]}, "data": None},
+            )
+        newest = max(d.number or 0 for d in rollout.status.decisions)
+        mark = {names.ANNOTATION_RECORDED: str(newest)}
+        self._cluster.patch(
+            "ConfigMap", namespace, name, {"metadata": {"annotations": mark}, "data": dict(changes)}
+        )
+        return None
+
+
+def _empty(rollout: KVQuantRollout) -> Object:
+    """Return a record without decisions, which is deleted with its rollout."""
+    metadata = rollout.metadata
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": record.name_of(metadata.name),
+            "namespace": metadata.namespace,
+            "labels": {names.LABEL_RECORD: "true", names.LABEL_ROLLOUT: metadata.name},
+            "ownerReferences": [
+                {
+                    "apiVersion": names.API_VERSION,
+                    "kind": names.KIND,
+                    "name": metadata.name,
+                    "uid": metadata.uid,
+                }
+            ],
+        },
+    }
+
+
+def _owners(obj: Object) -> set[str]:
+    return {str(owner.get("uid")) for owner in obj["metadata"].get("ownerReferences") or ()}
+
+
+def _number(found: Object | None) -> int:
+    """Return the newest decision in a record; 0 when somebody has spoilt the mark."""
+    text = annotations_of(found).get(names.ANNOTATION_RECORDED, "")
+    return int(text) if text.isascii() and text.isdigit() else 0
