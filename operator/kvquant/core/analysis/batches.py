@@ -7,7 +7,6 @@ Pairing the arms within a short batch is what makes them comparable: whatever ch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,8 +14,7 @@ import numpy as np
 from kvquant.core.analysis.counting import Counting, Increase
 from kvquant.core.analysis.samples import Tick
 from kvquant.core.analysis.sequential import Array
-
-BASELINE, CANARY = 0, 1
+from kvquant.core.analysis.table import BASELINE, CANARY, Table
 
 WORTHWHILE = 5.0
 """Requests that either arm should have taken or ended in a batch, which is made longer else."""
@@ -45,82 +43,22 @@ what an engine shows that admits a prompt in pieces, and well short of a backlog
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One arm in one batch; NaN where something was not told.
+class Closed:
+    """What became of a batch that was completed, as far as deaths go.
 
     Attributes:
-        started: Requests that came.
-        ended: Requests that ended, answered or not.
-        failed: Of these, badly.
-        unanswered: Of these, without an answer.
-        vanished: Requests that neither ended nor are in flight: their clients gave up.
-        finished: Requests that the engines finished.
-        preemptions: KV page faults.
-        tokens: Tokens generated.
-        prompt_tokens: Tokens of prompts computed.
-        queued: Share of the requests in the system that wait in an engine's queue.
-        running: Requests being served.
-        active: Requests in flight at the end.
-        replicas: Pods.
-        deaths: Engines that died.
-        bins: Increase of each histogram: cumulative counts, then the sum.
-    """
-
-    started: float
-    ended: float
-    failed: float
-    unanswered: float
-    vanished: float
-    finished: float
-    preemptions: float
-    tokens: float
-    prompt_tokens: float
-    queued: float
-    running: float
-    active: float
-    replicas: float
-    deaths: int
-    bins: dict[str, Array]
-
-
-@dataclass(slots=True)
-class Batch:
-    """Both arms over one span of time.
-
-    Attributes:
-        begin: Seconds since the epoch.
         end: Seconds since the epoch.
-        step: Step of the ladder in effect.
-        visit: Counts the steps that were in effect, so that a step which is begun again is another.
-        weight: Canary's weight in effect, in per cent.
-        sides: Baseline and canary.
-        warm: Whether the weight had been in effect long enough before.
-        whole: Whether every pod was seen all the time.
-        calm: Whether no engine died shortly before or in it.
-        custom: Increases of the user's signals by name, baseline and canary.
+        seconds: Length in seconds.
+        step: Step of the ladder that was in effect.
+        deaths: Engines that died, of the baseline and of the canary.
+        replicas: Pods, likewise.
     """
 
-    begin: float
     end: float
+    seconds: float
     step: int
-    visit: int
-    weight: float
-    sides: tuple[Side, Side]
-    warm: bool
-    whole: bool
-    calm: bool
-    custom: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float:
-        """Length in seconds."""
-        return self.end - self.begin
-
-    @property
-    def load_ratio(self) -> float:
-        """Requests per canary pod divided by requests per baseline pod; NaN when unknown."""
-        baseline, canary = (side.started / max(1.0, side.replicas) for side in self.sides)
-        return canary / baseline if baseline > 0 else math.nan
+    deaths: tuple[int, int]
+    replicas: tuple[float, float]
 
 
 @dataclass(slots=True)
@@ -130,6 +68,14 @@ class Flow:
     at: list[float] = field(default_factory=list)
     started: list[float] = field(default_factory=list)
     active: list[float] = field(default_factory=list)
+    _columns: tuple[Array, Array, Array] | None = None
+
+    def columns(self) -> tuple[Array, Array, Array]:
+        """Return the instants, what came so far and what was in flight, unknown as none."""
+        if self._columns is None or len(self._columns[0]) != len(self.at):
+            active = np.nan_to_num(np.array(self.active))
+            self._columns = np.array(self.at), np.array(self.started), active
+        return self._columns
 
 
 class Ledger:
@@ -143,13 +89,14 @@ class Ledger:
             warm_up: Seconds after a change of the weight that count for nothing.
         """
         self.bounds: dict[str, tuple[float, ...]] = {}
-        self.batches: list[Batch] = []
+        self.table = Table()
         self.flows = (Flow(), Flow())
         self.last: Tick | None = None
         self.interval = math.nan
         self.seen_routers = False
         self.visit = 0
         self._closing = 0
+        self._closed = 0
         self._batch, self._warm_up = batch, warm_up
         self._counting = (Counting(self.bounds), Counting(self.bounds))
         self._open = (Increase(), Increase())
@@ -158,11 +105,11 @@ class Ledger:
         self._died = -math.inf
         self._active_at_begin = [math.nan, math.nan]
 
-    def take(self, tick: Tick) -> bool:
-        """Take in a tick; tell whether a batch was completed."""
+    def take(self, tick: Tick) -> Closed | None:
+        """Take in a tick; return the batch that it completed, if it did."""
         last = self.last
         if last is not None and tick.at <= last.at:
-            return False
+            return None
         self.last = tick
         since = None if last is None else last.at
         grown = [
@@ -176,7 +123,7 @@ class Ledger:
         if last is None:
             self._reopen(tick.at)
             self._changed = tick.at if tick.weight > 0 else -math.inf
-            return False
+            return None
         passed = tick.at - last.at
         if math.isnan(self.interval):
             self.interval = passed
@@ -192,11 +139,11 @@ class Ledger:
         self._closing = self.visit
         self.visit += tick.step != last.step
         if moved or self._is_full(tick.at):
-            self._close(last, tick.at)
+            closed = self._close(last, tick.at)
             if moved:
                 self._changed = tick.at
-            return True
-        return False
+            return closed
+        return None
 
     def _front(self, grown: Increase) -> None:
         """Let the engines' latencies stand in for a router's where there has never been one."""
@@ -238,40 +185,43 @@ class Ledger:
         self._open = (Increase(), Increase())
         self._active_at_begin = [flow.active[-1] for flow in self.flows]
 
-    def _close(self, before: Tick, at: float) -> None:
-        shade = SHADE * self.interval
-        batch = Batch(
-            begin=self._begin,
-            end=at,
-            step=before.step,
-            visit=self._closing,
-            weight=before.weight,
-            sides=(self._side(BASELINE), self._side(CANARY)),
-            warm=self._begin >= self._changed + self._warm_up - 1e-6,
-            whole=self._open[0].whole and self._open[1].whole,
-            calm=self._begin > self._died + shade,
-            custom={
-                name: (
-                    self._open[0].counts.get(name, math.nan),
-                    self._open[1].counts.get(name, math.nan),
-                )
-                for name in self._open[1].counts
-                if name.startswith("custom.")
-            },
-        )
-        if not batch.calm and self._died >= self._begin and self.batches:
+    def _close(self, before: Tick, at: float) -> Closed:
+        calm = self._begin > self._died + SHADE * self.interval
+        if not calm and self._died >= self._begin and self._closed:
             # The requests that a death has cost may have failed before it was seen.
-            self.batches[-1].calm = False
-        self.batches.append(batch)
-        here = [index for index, one in enumerate(self.batches) if one.visit == batch.visit]
-        if len(here) > MOST_BATCHES:
-            del self.batches[here[0]]
+            self.table.set_last("calm", 0.0)
+        baseline, canary = self._open
+        self.table.append(
+            (
+                self._begin,
+                at,
+                before.step,
+                self._closing,
+                before.weight,
+                self._begin >= self._changed + self._warm_up - 1e-6,
+                baseline.whole and canary.whole,
+                calm,
+            ),
+            (self._side(BASELINE), self._side(CANARY)),
+            (_columns(baseline), _columns(canary)),
+        )
+        self.table.keep(self._closing, MOST_BATCHES, 8 * MOST_BATCHES)
+        self._closed += 1
+        closed = Closed(
+            at,
+            at - self._begin,
+            before.step,
+            (baseline.deaths, canary.deaths),
+            (baseline.replicas, canary.replicas),
+        )
         self._reopen(at)
+        return closed
 
-    def _side(self, arm: int) -> Side:
+    def _side(self, arm: int) -> tuple[float, ...]:
+        """Return the arm's numbers in the order of `table.SIDES`."""
         grown = self._open[arm]
-        count: Callable[[str], float] = lambda name: grown.counts.get(name, math.nan)  # noqa: E731
-        started, ended = count("started"), _ended(grown)
+        counts = grown.counts
+        started, ended = counts.get("started", math.nan), _ended(grown)
         more = grown.active - self._active_at_begin[arm]
         vanished = 0.0
         if self.seen_routers and math.isfinite(started - ended - more):
@@ -279,23 +229,30 @@ class Ledger:
             # below zero at times. Cut off there, it would not be zero in the mean.
             vanished = started - ended - more
         in_system = grown.running + grown.waiting
-        return Side(
-            started=started,
-            ended=ended,
-            failed=count("failed"),
-            unanswered=count("unanswered"),
-            vanished=vanished,
-            finished=count("finished"),
-            preemptions=count("preemptions"),
-            tokens=count("generated_tokens"),
-            prompt_tokens=count("prompt_tokens"),
-            queued=grown.waiting / in_system if in_system > 0 else grown.waiting,
-            running=grown.running,
-            active=grown.active,
-            replicas=grown.replicas,
-            deaths=grown.deaths,
-            bins=grown.bins,
+        return (
+            started,
+            ended,
+            counts.get("failed", math.nan),
+            counts.get("unanswered", math.nan),
+            vanished,
+            counts.get("finished", math.nan),
+            counts.get("preemptions", math.nan),
+            counts.get("generated_tokens", math.nan),
+            counts.get("prompt_tokens", math.nan),
+            grown.waiting / in_system if in_system > 0 else grown.waiting,
+            grown.running,
+            grown.replicas,
         )
+
+
+def _columns(grown: Increase) -> dict[str, Array]:
+    """Return the histograms of an arm, and the signals of the user's as columns of one more."""
+    custom = {
+        name: np.array((value, 0.0))
+        for name, value in grown.counts.items()
+        if name.startswith("custom.")
+    }
+    return {**grown.bins, **custom}
 
 
 def _ended(grown: Increase) -> float:
@@ -304,8 +261,3 @@ def _ended(grown: Increase) -> float:
     unanswered = grown.counts.get("unanswered", 0.0)
     total = answered + unanswered
     return total if math.isfinite(total) else 0.0
-
-
-def stack(batches: list[Batch], read: Callable[[Batch], float]) -> Array:
-    """Return one number per batch."""
-    return np.array([read(batch) for batch in batches], dtype=np.float64)

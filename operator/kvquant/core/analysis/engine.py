@@ -11,12 +11,13 @@ give the same verdicts, so that a restarted operator that reads them again decid
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from kvquant.api.v1alpha1 import Verdict
 from kvquant.core.analysis import signals
-from kvquant.core.analysis.batches import BASELINE, CANARY, QUEUEING, Batch, Ledger
+from kvquant.core.analysis.batches import QUEUEING, Closed, Ledger
 from kvquant.core.analysis.deaths import SAME_INCIDENT, Deaths, e_value
 from kvquant.core.analysis.load import judge_load
 from kvquant.core.analysis.passing import passes
@@ -25,6 +26,7 @@ from kvquant.core.analysis.samples import Tick
 from kvquant.core.analysis.sequential import boundary, student
 from kvquant.core.analysis.settings import Settings
 from kvquant.core.analysis.signals import Harm
+from kvquant.core.analysis.table import BASELINE, CANARY, Batches, finite
 
 FOR_DEATHS = 0.25
 """Part of the error budget that is kept for deaths; the rest is split evenly over the tests."""
@@ -85,8 +87,9 @@ class Analysis:
     def take(self, tick: Tick) -> None:
         """Take in one instant and judge nothing yet; for a past that is read again."""
         before = self.ledger.visit
-        if self.ledger.take(tick):
-            self._count_deaths(self.ledger.batches[-1])
+        closed = self.ledger.take(tick)
+        if closed is not None:
+            self._count_deaths(closed)
             self._report = None
         if self.ledger.visit != before:
             self._step_deaths = [0, 0]
@@ -107,31 +110,32 @@ class Analysis:
             self._report = replace(self._report, at=last.at)
         return self._report
 
-    def _count_deaths(self, batch: Batch) -> None:
+    def _count_deaths(self, closed: Closed) -> None:
         apart = self.settings.scaled(SAME_INCIDENT)
+        span = closed.seconds * self.settings.time_scale
         for arm in (BASELINE, CANARY):
-            side = batch.sides[arm]
-            if arm == CANARY and batch.step <= 0:
+            if arm == CANARY and closed.step <= 0:
                 continue
-            span = batch.seconds * self.settings.time_scale
-            self.deaths[arm].add(side.deaths, side.replicas, span, batch.end, apart)
-            self._step_deaths[arm] += side.deaths
+            deaths, pods = closed.deaths[arm], closed.replicas[arm]
+            self.deaths[arm].add(deaths, pods, span, closed.end, apart)
+            self._step_deaths[arm] += deaths
 
     def _judge(self, tick: Tick) -> Report:
-        batches = self.ledger.batches
-        step = [b for b in batches if b.visit == self.ledger.visit]
+        batches = self.ledger.table.all()
+        step = batches.where(batches.fact("visit") == self.ledger.visit)
         usable = signals.usable(step)
         everywhere = signals.usable(batches) if self.ledger.visit > 1 else usable
         carried = [signals.carried(batches, arm, QUEUEING) for arm in (BASELINE, CANARY)]
         load = judge_load(tick, step, usable, QUEUEING, carried[CANARY], carried[BASELINE])
-        measured = self._measure(usable, "step", load.ratio)
+        measured = self._measure(batches, usable, "step", load.ratio, carried[BASELINE])
         if len(everywhere) > len(usable):
-            for name, evidence in self._measure(everywhere, "rollout", load.ratio).items():
+            wider = self._measure(batches, everywhere, "rollout", load.ratio, carried[BASELINE])
+            for name, evidence in wider.items():
                 # What all steps together show only adds to what this one shows.
                 if evidence.verdict is Verdict.FAIL is not measured[name].verdict:
                     measured[name] = evidence
         measured["deaths"] = self._judge_deaths()
-        ended = [sum(b.sides[arm].ended for b in usable) for arm in (BASELINE, CANARY)]
+        ended = [float(usable.side("ended", arm).sum()) for arm in (BASELINE, CANARY)]
         report = Report(
             at=tick.at,
             step=tick.step,
@@ -142,7 +146,7 @@ class Analysis:
             provisional=load.ratio is not None and load.ratio < 0.8,
             baseline_requests=ended[BASELINE],
             canary_requests=ended[CANARY],
-            seconds=sum(b.seconds for b in usable),
+            seconds=float(usable.seconds.sum()),
             budget_spent=max((e.spent for e in measured.values()), default=0.0),
             baseline_p99=self._quantile(usable, BASELINE),
             canary_p99=self._quantile(usable, CANARY),
@@ -155,19 +159,24 @@ class Analysis:
         return passes(report, self.settings, self._pace(step))
 
     def _measure(
-        self, batches: Sequence[Batch], scope: str, ratio: float | None
+        self,
+        known: Batches,
+        batches: Batches,
+        scope: str,
+        ratio: float | None,
+        carried: float,
     ) -> dict[str, Evidence]:
         settings, ledger = self.settings, self.ledger
         clear = signals.clear(batches, QUEUEING)
-        history: Sequence[Batch] = ()
+        history: Batches | None = None
         allowance = 1.0
         pods = self._pods(batches)
         if pods is not None:
             allowance = 1 + signals.POOLING * max(0.0, 1 / pods[CANARY] - 1 / pods[BASELINE])
         if ratio is not None and ratio > OVERLOADED:
-            history = self._history(batches)
-            if not history:
-                clear = []
+            history = self._history(known, batches)
+            if not len(history):
+                clear = clear.where(np.zeros(len(clear), dtype=np.bool_))
             allowance *= OTHER_TIME
         elif ratio is not None:
             allowance *= max(1.0, ratio) * signals.queue_allowance(clear)
@@ -205,7 +214,7 @@ class Analysis:
                 batches,
                 signals.DELIVERED,
                 QUEUEING,
-                signals.carried(self.ledger.batches, BASELINE, QUEUEING),
+                carried,
             ),
             f"{percent(1 - signals.DELIVERED)} less",
         )
@@ -229,7 +238,7 @@ class Analysis:
             )
         alpha = settings.budget * (1 - FOR_DEATHS) / (2 * len(found))
         # What was compared with another time is never believed for waiting alone.
-        span = 0.0 if history else sum(b.seconds for b in batches) * settings.time_scale
+        span = 0.0 if history is not None else float(batches.seconds.sum()) * settings.time_scale
         length = span / max(1, len(batches))
         return {
             name: self._evidence(name, harm, tolerance, scope, alpha, length)
@@ -316,48 +325,36 @@ class Analysis:
             message=message,
         )
 
-    def _history(self, batches: Sequence[Batch]) -> list[Batch]:
+    @staticmethod
+    def _history(known: Batches, batches: Batches) -> Batches:
         """Return the baseline's batches at about the load that a canary pod has now."""
-        loads = [b.sides[CANARY].started / b.sides[CANARY].replicas / b.seconds for b in batches]
-        if not loads:
-            return []
-        now = sorted(loads)[len(loads) // 2]
+        loads = batches.side("started", CANARY) / batches.pods(CANARY) / batches.seconds
+        now = float(np.median(loads)) if len(loads) else 0.0
         if not now > 0:
-            return []
-
-        def load(b: Batch) -> float:
-            side = b.sides[BASELINE]
-            return side.started / max(1.0, side.replicas) / b.seconds / now
-
-        sound = [
-            b
-            for b in self.ledger.batches
-            if b.whole and b.calm and not signals.queues(b, BASELINE, QUEUEING)
-        ]
-        alike = [b for b in sound if 0.7 <= load(b) <= 1.1]
+            return known.where(np.zeros(len(known), dtype=np.bool_))
+        theirs = known.side("started", BASELINE) / known.pods(BASELINE) / known.seconds / now
+        sound = (known.fact("whole") * known.fact("calm") > 0) & (theirs >= 0.7)
+        sound &= ~signals.queues(known, BASELINE, QUEUEING)
+        alike = sound & (theirs <= 1.1)
         # A baseline that was always busier was slower, if anything: better than nothing.
-        return alike or [b for b in sound if load(b) >= 0.7]
+        return known.where(alike if alike.any() else sound)
 
     @staticmethod
-    def _pods(batches: Sequence[Batch]) -> tuple[float, float] | None:
-        if not batches:
+    def _pods(batches: Batches) -> tuple[float, float] | None:
+        if not len(batches):
             return None
-        latest = batches[-1].sides
-        return max(1.0, latest[BASELINE].replicas), max(1.0, latest[CANARY].replicas)
+        return float(batches.pods(BASELINE)[-1]), float(batches.pods(CANARY)[-1])
 
     @staticmethod
-    def _pace(step: Sequence[Batch]) -> tuple[float, float] | None:
+    def _pace(step: Batches) -> tuple[float, float] | None:
         """Return the requests per second that either arm ended lately."""
-        lately = step[-20:]
-        span = sum(b.seconds for b in lately)
+        span = float(step.seconds[-20:].sum())
         if span <= 0:
             return None
-        return (
-            sum(b.sides[BASELINE].ended for b in lately) / span,
-            sum(b.sides[CANARY].ended for b in lately) / span,
-        )
+        ended = [float(finite(step.side("ended", arm)[-20:]).sum()) for arm in (0, 1)]
+        return ended[BASELINE] / span, ended[CANARY] / span
 
-    def _quantile(self, batches: Sequence[Batch], arm: int) -> float | None:
+    def _quantile(self, batches: Batches, arm: int) -> float | None:
         return signals.quantile_of(self.ledger, batches, arm, 0.99)
 
 

@@ -7,12 +7,11 @@ worse; rounding the number of pods makes this the normal case.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-from kvquant.core.analysis.batches import BASELINE, CANARY, Batch
 from kvquant.core.analysis.report import Load
 from kvquant.core.analysis.samples import Tick
 from kvquant.core.analysis.signals import queues
+from kvquant.core.analysis.table import BASELINE, CANARY, Batches
 
 STRETCH = 1.3
 """Load per pod that a step may bring, as a multiple of what was tested.
@@ -29,8 +28,8 @@ LATELY = 4
 
 def judge_load(
     tick: Tick,
-    step: Sequence[Batch],
-    usable: Sequence[Batch],
+    step: Batches,
+    usable: Batches,
     threshold: float,
     tested_before: float,
     carried_before: float,
@@ -45,21 +44,18 @@ def judge_load(
         tested_before: Requests per second that a canary pod has carried without a backlog.
         carried_before: Requests per second that a baseline pod has carried without a backlog.
     """
-    span = sum(b.seconds for b in usable)
+    span = float(usable.seconds.sum())
     if span <= 0:
         return Load()
-    rates = [sum(b.sides[arm].started for b in usable) / span for arm in (BASELINE, CANARY)]
-    pods = [
-        sum(max(1.0, b.sides[arm].replicas) * b.seconds for b in usable) / span
-        for arm in (BASELINE, CANARY)
-    ]
+    rates = [float(usable.side("started", arm).sum()) / span for arm in (BASELINE, CANARY)]
+    pods = [float((usable.pods(arm) * usable.seconds).sum()) / span for arm in (BASELINE, CANARY)]
     if not all(map(math.isfinite, rates)) or rates[CANARY] <= 0:
         return Load()
     here = rates[CANARY] / pods[CANARY]
     base = rates[BASELINE] / pods[BASELINE]
     ratio = here / base if base > 0 else None
-    lately = [queues(b, CANARY, threshold) for b in step[-LATELY:]]
-    queueing = sum(lately) * 2 > len(lately)
+    lately = queues(step, CANARY, threshold)[-LATELY:]
+    queueing = bool(lately.sum() * 2 > len(lately))
     tested = max(here, tested_before)
     if queueing:
         return Load(

@@ -19,7 +19,7 @@ Three things make the textbook's interval wrong here, and each has its answer:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,9 +68,8 @@ def long_run_variance(residuals: Array) -> tuple[float, float]:
     if k < 2:
         return 0.0, 0.0
     reach = min(k - 1, math.ceil(1.3 * math.sqrt(k)))
-    total = float(residuals @ residuals)
-    for lag in range(1, reach + 1):
-        total += 2 * (1 - lag / (reach + 1)) * float(residuals[lag:] @ residuals[:-lag])
+    products = np.correlate(residuals, residuals, mode="full")[k - 1 : k + reach]
+    total = float(products[0] + 2 * (1 - np.arange(1, reach + 1) / (reach + 1)) @ products[1:])
     # The mean was estimated from the same residuals, which takes from every lag about 1/k.
     correction = 1 / max(0.2, 1 - (reach + 1) / k)
     return max(0.0, total / k) * correction, 1.5 * k / (reach + 1)
@@ -114,6 +113,10 @@ class Estimate:
     def upper(self, alpha: float) -> float:
         """Return the anytime-valid upper bound at the error probability alpha."""
         return self.value + student(boundary(self.batches, alpha), self.freedom) * self.error
+
+    def shifted(self, by: float) -> Estimate:
+        """Return the estimate of the mean plus a number."""
+        return replace(self, value=self.value + by)
 
     def beyond(self) -> float:
         """Return how many standard errors the mean lies above zero."""

@@ -7,15 +7,13 @@ zero beyond. A FAIL needs its lower bound above zero, a PASS its upper bound nea
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 import numpy as np
 
-from kvquant.core.analysis.batches import BASELINE, CANARY, Batch, Ledger, stack
+from kvquant.core.analysis.batches import Ledger
 from kvquant.core.analysis.sequential import Array, Estimate, Prior, estimate
+from kvquant.core.analysis.table import BASELINE, CANARY, Batches, Mask, finite
 
 RELAXED = 1.2
 """A pass may be wrong by a fifth of the tolerance: being sure of less would take for ever, since
@@ -72,47 +70,49 @@ class Harm:
     requests: float = 0.0
 
 
-def usable(batches: Sequence[Batch]) -> list[Batch]:
+def usable(batches: Batches) -> Batches:
     """Return the batches that are evidence of anything but deaths."""
-    return [b for b in batches if b.warm and b.whole and b.calm and b.weight > 0 and b.step > 0]
+    good = batches.fact("warm") * batches.fact("whole") * batches.fact("calm")
+    return batches.where((good > 0) & (batches.fact("weight") > 0) & (batches.fact("step") > 0))
 
 
-def clear(batches: Sequence[Batch], threshold: float) -> list[Batch]:
+def clear(batches: Batches, threshold: float) -> Batches:
     """Return the batches in which neither arm queues: there end-to-end latency is the engine's."""
-    return [b for b in batches if not any(queues(b, arm, threshold) for arm in (0, 1))]
+    backlog = queues(batches, BASELINE, threshold) | queues(batches, CANARY, threshold)
+    return batches.where(~backlog)
 
 
-def queues(batch: Batch, arm: int, threshold: float) -> bool:
-    """Tell whether an arm has a backlog: a tenth of its requests wait, and one a pod at least."""
-    side = batch.sides[arm]
-    waiting = side.queued * side.running / max(1e-9, 1 - side.queued) if side.queued < 1 else 1e9
-    return side.queued >= threshold and waiting >= max(1.0, side.replicas)
+def queues(batches: Batches, arm: int, threshold: float) -> Mask:
+    """Tell where an arm has a backlog: so large a share of its requests wait, and one a pod."""
+    share, running = batches.side("queued", arm), batches.side("running", arm)
+    with np.errstate(invalid="ignore"):
+        # The share is of what waits and runs; with nothing running, everything waits.
+        waiting = np.where(share < 1, share * running / np.maximum(1e-9, 1 - share), np.inf)
+        result: Mask = (share >= threshold) & (waiting >= batches.pods(arm))
+    return result
 
 
-def queue_allowance(batches: Sequence[Batch]) -> float:
+def queue_allowance(batches: Batches) -> float:
     """Return by which factor the canary's requests take longer for what little more they queue.
 
     One pod queues more than eight at the same load each, which is not the engine's doing.
     """
-    queued = [
-        [b.sides[arm].queued for b in batches if math.isfinite(b.sides[arm].queued)]
-        for arm in (BASELINE, CANARY)
-    ]
-    if not all(queued):
+    known = [share[np.isfinite(share)] for share in (batches.side("queued", a) for a in (0, 1))]
+    if not len(known[BASELINE]) or not len(known[CANARY]):
         return 1.0
-    base, canary = (min(0.9, float(np.mean(one))) for one in queued)
+    base, canary = (min(0.9, float(share.mean())) for share in known)
     return max(1.0, (1 - base) / (1 - canary))
 
 
 def slower(
     ledger: Ledger,
-    batches: Sequence[Batch],
+    batches: Batches,
     histogram: str,
     quantile: float,
     factor: float,
     *,
     by_age: bool,
-    history: Sequence[Batch] = (),
+    history: Batches | None = None,
 ) -> Harm | None:
     """Compare the share of requests slower than the baseline's quantile.
 
@@ -133,19 +133,17 @@ def slower(
     bounds = ledger.bounds.get(source)
     if bounds is None:
         return None
-    told = [
-        [b for b in source if _told(b, arm, histogram)]
-        for arm, source in ((BASELINE, history or batches), (CANARY, batches))
-    ]
-    if not history:
+    ours_told = batches.told(histogram, CANARY)
+    if history is None:
         # Concurrent arms are compared batch by batch, so that both must tell.
-        told = [[b for b in told[CANARY] if _told(b, BASELINE, histogram)]] * 2
-    both = (told[BASELINE], told[CANARY])
-    if not both[BASELINE] or not both[CANARY]:
+        both = (batches.where(ours_told & batches.told(histogram, BASELINE)),) * 2
+    else:
+        both = (history.where(history.told(histogram, BASELINE)), batches.where(ours_told))
+    if not len(both[BASELINE]) or not len(both[CANARY]):
         return None
+    counts = [both[arm].histogram(histogram, arm) for arm in (0, 1)]
     # The first bucket begins at zero; the last has no end, and nothing can be asked beyond it.
     edges = np.array((0.0, *bounds[:-1]))
-    counts = [np.stack([b.sides[arm].bins[histogram] for b in both[arm]]) for arm in (0, 1)]
     lost = [_lost(both[arm], arm) if by_age else np.zeros(len(both[arm])) for arm in (0, 1)]
     edge = _quantile(edges, counts[BASELINE].sum(axis=0), float(lost[BASELINE].sum()), quantile)
     if edge is None or edge * (1 + RELAXED * (factor - 1)) > bounds[-2]:
@@ -153,15 +151,16 @@ def slower(
 
     def beyond(arm: int, bound: float) -> tuple[Array, Array]:
         fast = _at_or_below(edges, counts[arm], bound)
-        slow = counts[arm][:, -2] - fast + lost[arm]
         if by_age:
-            slow = slow + _grown_old(ledger, arm, both[arm], bound)
-        return slow, np.maximum(fast + slow, 0.0)
+            slow = _grown_slow(ledger, arm, histogram, edges, bound)[both[arm].rows]
+        else:
+            slow = counts[arm][:, -2] - fast
+        return slow, fast + slow
 
     base = beyond(BASELINE, edge)
     ours = beyond(CANARY, edge * factor)
     easier = beyond(CANARY, edge * (1 + RELAXED * (factor - 1)))
-    difference = _from_history if history else _difference
+    difference = _difference if history is None else _from_history
     harm = difference(*ours, *base, 0.0, SHARES)
     relaxed = difference(*easier, *base, 0.0, SHARES)
     if harm is None or relaxed is None:
@@ -177,29 +176,21 @@ def slower(
     )
 
 
-def quantile_of(
-    ledger: Ledger, batches: Sequence[Batch], arm: int, quantile: float
-) -> float | None:
+def quantile_of(ledger: Ledger, batches: Batches, arm: int, quantile: float) -> float | None:
     """Return an arm's latency quantile in seconds, for people; None beyond the bounds."""
     bounds = ledger.bounds.get("router.latency")
-    told = [b for b in batches if _told(b, arm, "latency")]
-    if bounds is None or not told:
+    told = batches.where(batches.told("latency", arm))
+    counts = told.bins("latency", arm)
+    if bounds is None or counts is None or not len(told):
         return None
     edges = np.array((0.0, *bounds[:-1]))
-    counts = np.sum([b.sides[arm].bins["latency"] for b in told], axis=0)
-    lost = sum(_finite(b.sides[arm].unanswered) for b in told)
-    return _quantile(edges, counts, lost, quantile)
+    lost = float(finite(told.side("unanswered", arm)).sum())
+    return _quantile(edges, counts.sum(axis=0), lost, quantile)
 
 
-def _lost(batches: Sequence[Batch], arm: int) -> Array:
+def _lost(batches: Batches, arm: int) -> Array:
     """Return the requests that never got an answer, or whose clients gave up waiting for one."""
-    sides = [b.sides[arm] for b in batches]
-    return np.array([_finite(side.unanswered) + side.vanished for side in sides])
-
-
-def _told(batch: Batch, arm: int, histogram: str) -> bool:
-    bins = batch.sides[arm].bins.get(histogram)
-    return bins is not None and math.isfinite(float(bins[-2]))
+    return finite(batches.side("unanswered", arm)) + batches.side("vanished", arm)
 
 
 def _quantile(edges: Array, counts: Array, lost: float, quantile: float) -> float | None:
@@ -224,29 +215,27 @@ def _at_or_below(edges: Array, counts: Array, bound: float) -> Array:
     return result
 
 
-def _grown_old(ledger: Ledger, arm: int, batches: Sequence[Batch], bound: float) -> Array:
-    """Return by how many the requests in flight for longer than a bound grew in each batch.
+def _grown_slow(ledger: Ledger, arm: int, histogram: str, edges: Array, bound: float) -> Array:
+    """Return by how many the requests that took longer than a bound grew, in each batch of all.
 
-    At most those that came within the bound can be younger than it, so that at least the rest of
-    those in flight is older. This never counts a request that is not.
+    Slow is what was answered too late, what was never answered, and what is in flight for longer
+    than the bound: at most those that came within the bound can be younger than it, so that at
+    least the rest is older. This never counts a request that is not slow. That what is known to be
+    slow has been slow before makes the largest number so far the best lower bound.
     """
-    flow = ledger.flows[arm]
-    at, started, active = map(np.asarray, (flow.at, flow.started, flow.active))
-
-    def old(instants: Array) -> Array:
-        came = np.interp(instants, at, started) - np.interp(instants - bound, at, started)
-        in_flight = np.interp(instants, at, np.nan_to_num(active))
-        result: Array = np.maximum(0.0, in_flight - came)
-        return result
-
-    ends = stack(list(batches), lambda b: b.end)
-    begins = stack(list(batches), lambda b: b.begin)
-    return old(ends) - old(begins)
+    known = ledger.table.all()
+    counts = known.histogram(histogram, arm)
+    late = finite(counts[:, -2] - _at_or_below(edges, counts, bound)) + _lost(known, arm)
+    at, started, active = ledger.flows[arm].columns()
+    ends = known.fact("end")
+    came = np.interp(ends, at, started) - np.interp(ends - bound, at, started)
+    old = np.maximum(0.0, np.interp(ends, at, active) - came)
+    so_far = np.maximum.accumulate(np.cumsum(late) + old)
+    result: Array = np.diff(so_far, prepend=0.0)
+    return np.maximum(result, 0.0)
 
 
-def tokens_slower(
-    batches: Sequence[Batch], factor: float, history: Sequence[Batch] = ()
-) -> Harm | None:
+def tokens_slower(batches: Batches, factor: float, history: Batches | None = None) -> Harm | None:
     """Compare the mean time between two tokens, batch by batch, as the logarithm of its ratio.
 
     Args:
@@ -254,44 +243,53 @@ def tokens_slower(
         factor: Tolerated slow-down, at least 1.
         history: Batches of the baseline to compare with instead, when it has other load now.
     """
-    past = [b.sides[BASELINE] for b in history if _told(b, BASELINE, "itl")]
-    rows = []
-    for b in batches:
-        base, canary = (side.bins.get("itl") for side in b.sides)
-        if past:
-            base = np.sum([side.bins["itl"] for side in past], axis=0)
-        if base is None or canary is None or len(base) != len(canary):
-            continue
-        if min(base[-2], canary[-2], base[-1], canary[-1]) <= 0:
-            continue
-        requests = [_finite(side.ended) or _finite(side.finished) for side in b.sides]
-        if past:
-            requests[BASELINE] = sum(_finite(side.ended) for side in past)
-        if min(requests) <= 0:
-            continue
-        rows.append((base[-1] / base[-2], canary[-1] / canary[-2], *requests))
-    if not rows:
+    ours, theirs = batches.bins("itl", CANARY), batches.bins("itl", BASELINE)
+    if ours is None or theirs is None:
         return None
-    means_b, means_c, n_b, n_c = np.array(rows, dtype=np.float64).T
-    return _ratio(np.log(means_c / means_b), n_c, n_b, factor, means_b, means_c)
+    served_b, served_c = (_served(batches, arm) for arm in (BASELINE, CANARY))
+    if history is not None:
+        past = history.bins("itl", BASELINE)
+        assert past is not None  # noqa: S101 - all batches have the same histograms
+        told = history.told("itl", BASELINE)
+        theirs = np.broadcast_to(past[told].sum(axis=0), ours.shape)
+        served_b = np.full(len(batches), _served(history, BASELINE)[told].sum())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means_b, means_c = theirs[:, -1] / theirs[:, -2], ours[:, -1] / ours[:, -2]
+        logs = np.log(means_c / means_b)
+    sound = np.isfinite(logs) & (served_b > 0) & (served_c > 0)
+    if not sound.any():
+        return None
+    return _ratio(
+        logs[sound], served_c[sound], served_b[sound], factor, means_b[sound], means_c[sound]
+    )
 
 
-def carried(batches: Sequence[Batch], arm: int, threshold: float) -> float:
+def _served(batches: Batches, arm: int) -> Array:
+    """Return the requests behind an arm's numbers, by batch."""
+    ended = finite(batches.side("ended", arm))
+    return np.where(ended > 0, ended, finite(batches.side("finished", arm)))
+
+
+def carried(batches: Batches, arm: int, threshold: float) -> float:
     """Return the most requests per second that a pod of an arm has carried without a backlog.
 
     Taken as the mean over one step, or over the time before the first: what it did for a while,
     and not by a lucky draw.
     """
-    rates: dict[int, list[float]] = defaultdict(list)
-    for b in batches:
-        side = b.sides[arm]
-        if b.whole and b.calm and not queues(b, arm, threshold):
-            rates[b.visit].append(side.ended / max(1.0, side.replicas) / b.seconds)
-    return max((fmean(one) for one in rates.values() if len(one) >= FEW), default=0.0)
+    sound = (batches.fact("whole") * batches.fact("calm") > 0) & ~queues(batches, arm, threshold)
+    some = batches.where(sound)
+    if not len(some):
+        return 0.0
+    rates = some.side("ended", arm) / some.pods(arm) / some.seconds
+    visits = some.fact("visit").astype(np.int64)
+    count = np.bincount(visits)
+    total = np.bincount(visits, weights=finite(rates))
+    known = count >= FEW
+    return float((total[known] / count[known]).max()) if known.any() else 0.0
 
 
 def less_delivered(
-    batches: Sequence[Batch], floor: float, threshold: float, carried_before: float
+    batches: Batches, floor: float, threshold: float, carried_before: float
 ) -> Harm | None:
     """Compare what the canary delivers while it queues with what a baseline pod carries.
 
@@ -306,71 +304,62 @@ def less_delivered(
         threshold: Share of requests waiting from which on an arm queues.
         carried_before: Requests per second that a baseline pod carries without a backlog.
     """
-    rows, weights = [], []
-    was_deep = False
-    for b in batches:
-        base, canary = b.sides
-        is_deep = queues(b, CANARY, DEEP)
-        at_limit, was_deep = is_deep and was_deep, is_deep
-        if not queues(b, CANARY, threshold) or not canary.started > 0 or not base.ended > 0:
-            continue
-        pods_b, pods_c = max(1.0, base.replicas), max(1.0, canary.replicas)
-        asked = canary.started / pods_c
-        theirs = max(base.ended / pods_b, carried_before * b.seconds)
-        # An engine with a deep queue all the time works at its limit whatever comes. With a short
-        # one it may have had too little to do now and then.
-        wanted = theirs if at_limit else min(asked, theirs)
-        # What timed out has ended, but was not delivered.
-        done = canary.ended - _finite(canary.unanswered)
-        row = [(done + 0.5) / pods_c / wanted]
-        for tokens, ours in (
-            (base.tokens, canary.tokens),
-            (base.prompt_tokens, canary.prompt_tokens),
-        ):
-            per_request = tokens / base.ended
-            row.append(ours / pods_c / per_request / wanted if per_request > 0 else math.nan)
-        rows.append(row)
-        weights.append(done + canary.started)
-    if not rows:
+    deep = queues(batches, CANARY, DEEP)
+    # An engine with a deep queue all the time works at its limit whatever comes. With a short one
+    # it may have had too little to do now and then.
+    at_limit = deep & np.concatenate(([False], deep[:-1]))
+    backlog = queues(batches, CANARY, threshold)
+    backlog &= (batches.side("started", CANARY) > 0) & (batches.side("ended", BASELINE) > 0)
+    if not backlog.any():
         return None
+    some, at_limit = batches.where(backlog), at_limit[backlog]
+    pods_b, pods_c = some.pods(BASELINE), some.pods(CANARY)
+    started, ended_b = some.side("started", CANARY), some.side("ended", BASELINE)
+    asked, theirs = started / pods_c, np.maximum(ended_b / pods_b, carried_before * some.seconds)
+    wanted = np.where(at_limit, theirs, np.minimum(asked, theirs))
+    # What timed out has ended, but was not delivered.
+    done = some.side("ended", CANARY) - finite(some.side("unanswered", CANARY))
+    ratios = [(done + 0.5) / pods_c / wanted]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for name in ("tokens", "prompt_tokens"):
+            per_request = some.side(name, BASELINE) / ended_b
+            ratio = some.side(name, CANARY) / pods_c / per_request / wanted
+            ratios.append(np.where(per_request > 0, ratio, np.nan))
     # Each of the three is as large for equal engines, and together they scatter least.
-    ratios = np.maximum(np.nanmean(np.array(rows), axis=1), 1e-3)
-    worth = np.array(weights) / 4  # a quotient of two counts, each of half as many requests
-    harm = math.log(floor) - np.log(ratios)
-    found = estimate(harm, worth, SCATTER * SCATTER, RATIOS)
-    relaxed = estimate(harm + math.log(0.95), worth, SCATTER * SCATTER, RATIOS)
-    if found is None or relaxed is None:
+    mean_ratio = np.maximum(np.nanmean(ratios, axis=0), 1e-3)
+    worth = (done + started) / 4  # a quotient of two counts, each of half as many requests
+    found = estimate(math.log(floor) - np.log(mean_ratio), worth, SCATTER * SCATTER, RATIOS)
+    if found is None:
         return None
-    mean = math.exp(float(np.average(np.log(ratios), weights=worth)))
-    return Harm(found, relaxed, 1.0, mean, requests=float(sum(weights)) / 2)
-
-
-def failures(batches: Sequence[Batch], tolerance: float, threshold: float) -> Harm | None:
-    """Compare the shares of failed requests; what a backlog lets time out is not counted twice."""
-
-    def bad(b: Batch, arm: int) -> float:
-        side = b.sides[arm]
-        if queues(b, arm, threshold):
-            return max(0.0, side.failed - _finite(side.unanswered))
-        return side.failed
-
-    return _shares(
-        stack(list(batches), lambda b: bad(b, CANARY)),
-        stack(list(batches), lambda b: b.sides[CANARY].ended),
-        stack(list(batches), lambda b: bad(b, BASELINE)),
-        stack(list(batches), lambda b: b.sides[BASELINE].ended),
-        tolerance,
+    return Harm(
+        found,
+        found.shifted(math.log(0.95)),
+        1.0,
+        math.exp(float(np.average(np.log(mean_ratio), weights=worth))),
+        requests=float((done + started).sum()) / 2,
     )
 
 
-def page_faults(batches: Sequence[Batch], tolerance: float) -> Harm | None:
+def failures(batches: Batches, tolerance: float, threshold: float) -> Harm | None:
+    """Compare the shares of failed requests; what a backlog lets time out is not counted twice."""
+
+    def bad(arm: int) -> Array:
+        failed, timed_out = batches.side("failed", arm), finite(batches.side("unanswered", arm))
+        backlog = queues(batches, arm, threshold)
+        return np.where(backlog, np.maximum(0.0, failed - timed_out), failed)
+
+    ended = [batches.side("ended", arm) for arm in (BASELINE, CANARY)]
+    return _shares(bad(CANARY), ended[CANARY], bad(BASELINE), ended[BASELINE], tolerance)
+
+
+def page_faults(batches: Batches, tolerance: float) -> Harm | None:
     """Compare preemptions per finished request with twice the baseline's.
 
     Capped at one in two requests per batch, so that a single bad half minute is not everything.
     """
     cap = 0.5
-    finished = [np.array([b.sides[arm].finished for b in batches]) for arm in (0, 1)]
-    events = [np.array([b.sides[arm].preemptions for b in batches]) for arm in (0, 1)]
+    finished = [batches.side("finished", arm) for arm in (0, 1)]
+    events = [batches.side("preemptions", arm) for arm in (0, 1)]
     # A doubled baseline is what its own scatter looks like in a batch.
     base = np.minimum(2 * np.minimum(events[0], cap * finished[0]), finished[0])
     return _shares(
@@ -379,18 +368,18 @@ def page_faults(batches: Sequence[Batch], tolerance: float) -> Harm | None:
 
 
 def custom_share(
-    batches: Sequence[Batch], name: str, tolerance: float, *, higher_is_worse: bool
+    batches: Batches, name: str, tolerance: float, *, higher_is_worse: bool
 ) -> Harm | None:
     """Compare a share of the user's."""
-    nothing = (math.nan, math.nan)
+    parts = [f"custom.{name}.events", f"custom.{name}.total"]
+    if any(batches.bins(part, CANARY) is None for part in parts):
+        return None
 
-    def read(part: str, arm: int) -> Array:
-        return stack(list(batches), lambda b: b.custom.get(f"custom.{name}.{part}", nothing)[arm])
+    def read(arm: int) -> tuple[Array, Array]:
+        events, total = (batches.histogram(part, arm)[:, 0] for part in parts)
+        return events if higher_is_worse else total - events, total
 
-    base, canary = read("events", BASELINE), read("events", CANARY)
-    if not higher_is_worse:
-        base, canary = read("total", BASELINE) - base, read("total", CANARY) - canary
-    return _shares(canary, read("total", CANARY), base, read("total", BASELINE), tolerance)
+    return _shares(*read(CANARY), *read(BASELINE), tolerance)
 
 
 def _shares(
@@ -407,12 +396,12 @@ def _shares(
         return None
     xc, nc, xb, nb = (part[sound] for part in (canary, canary_total, baseline, baseline_total))
     harm = _difference(xc, nc, xb, nb, tolerance, prior)
-    relaxed = _difference(xc, nc, xb, nb, RELAXED * tolerance, prior)
     alone = _alone(xc, nc, RELAXED * tolerance, prior)
-    if harm is None or relaxed is None or alone is None:
+    if harm is None or alone is None:
         return None
     # No baseline is better than one without any event: however little is known of this one, the
     # canary's own share is the most by which it can be worse.
+    relaxed = harm.shifted((1 - RELAXED) * tolerance)
     relaxed = min(relaxed, alone, key=Estimate.sound_upper)
     return Harm(
         harm,
@@ -480,10 +469,9 @@ def _ratio(
 ) -> Harm | None:
     weights = n_c * n_b / (n_c + n_b)
     harm = estimate(logs - math.log(factor), weights, SCATTER * SCATTER, RATIOS)
-    wider = 1 + RELAXED * (factor - 1)
-    relaxed = estimate(logs - math.log(wider), weights, SCATTER * SCATTER, RATIOS)
-    if harm is None or relaxed is None:
+    if harm is None:
         return None
+    relaxed = harm.shifted(math.log(factor) - math.log(1 + RELAXED * (factor - 1)))
     return Harm(
         harm,
         relaxed,
@@ -491,7 +479,3 @@ def _ratio(
         float(np.average(means_c, weights=n_c)),
         requests=float(n_c.sum()),
     )
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0
