@@ -13,6 +13,9 @@ from enum import StrEnum
 from kvquant.api import names
 from kvquant.api.fields import Model
 from kvquant.api.v1alpha1 import (
+    AlertPolicy,
+    AlertSource,
+    AnalysisReport,
     Condition,
     DecisionKind,
     DecisionRecord,
@@ -76,10 +79,12 @@ class ArmDocument(Model):
 
 
 class SignalDocument(Model):
-    """One of the three signals."""
+    """One signal in a look at the evidence."""
 
     name: str
-    """pageFaults, oomRetries or p99."""
+    """Name of the signal, such as latencyP99, failures or pageFaults."""
+    family: str | None = None
+    """What it belongs to: pageFaults, oomRetries, p99 or custom."""
     verdict: Verdict
     """Pass, Fail, Inconclusive or Error."""
     baseline: str | None = None
@@ -88,12 +93,22 @@ class SignalDocument(Model):
     """The canary's measurement, as text with its unit."""
     tolerance: str | None = None
     """What the canary is allowed beyond the baseline, as text with its unit."""
+    effect: str | None = None
+    """Harm beyond the tolerance: below zero the canary is within it."""
+    lower: str | None = None
+    """Lower bound of the effect that holds at every look; above zero it fails."""
+    upper: str | None = None
+    """Upper bound of the effect at the tolerance that a pass allows; below zero it passes."""
+    requests: int | None = None
+    """Canary requests behind it."""
+    budget_spent_percent: int | None = None
+    """Part of this signal's error budget that the evidence against the canary has used up."""
     message: str = ""
     """The verdict in a sentence."""
 
 
 class AnalysisDocument(Model):
-    """The latest look at the evidence."""
+    """One look at the evidence of a step."""
 
     at: datetime
     """When the evidence was read."""
@@ -101,10 +116,43 @@ class AnalysisDocument(Model):
     """Worst of the signals' verdicts."""
     message: str
     """The verdict in a sentence."""
+    baseline_requests: int | None = None
+    """Requests that the baseline ended in the step and that count as evidence."""
+    canary_requests: int | None = None
+    """Requests that the canary ended in the step and that count as evidence."""
+    baseline_p99_ms: int | None = None
+    """The baseline's 99th percentile of latency in the step, in milliseconds."""
+    canary_p99_ms: int | None = None
+    """The canary's 99th percentile of latency in the step, in milliseconds."""
     load_ratio: str | None = None
     """Requests per canary pod divided by requests per baseline pod, such as `0.67`."""
+    provisional: bool = False
+    """Whether the canary's pods had less than 0.8 times the load of the baseline's, so that a pass
+    says less than it seems to."""
+    replicas_needed: int | None = None
+    """Canary pods that the next step needs, when those planned are too few; else null."""
+    eta_seconds: int | None = None
+    """Seconds until the evidence should suffice at the present rate of requests; null when more of
+    the same will not decide, or nothing is missing."""
+    budget_spent_percent: int | None = None
+    """Part of the error budget used up by the signal that has used up most."""
     signals: tuple[SignalDocument, ...] = ()
-    """The three signals."""
+    """The signals."""
+
+
+class AlertDocument(Model):
+    """An alert that fires and concerns the rollout."""
+
+    name: str
+    """Name of the alert."""
+    since: datetime
+    """Since when it fires."""
+    policy: AlertPolicy
+    """What it does to the rollout: rollback, pause or ignore."""
+    learned: AlertSource
+    """How it became known: by webhook or by polling."""
+    before_traffic: bool
+    """Whether it fired before the canary had traffic, so that it is not held against the canary."""
 
 
 class WaitingDocument(Model):
@@ -173,6 +221,8 @@ class RolloutDocument(Model):
     """The pool with the quantized cache; null before the attempt begins."""
     analysis: AnalysisDocument | None = None
     """The latest look at the evidence; null before the first."""
+    alerts: tuple[AlertDocument, ...] = ()
+    """Alerts that fire and concern the rollout."""
     regime_proof: tuple[PodProof, ...] = ()
     """Regime proof by canary pod."""
     conditions: tuple[Condition, ...] = ()
@@ -231,21 +281,19 @@ def describe(seen: Seen, now: datetime) -> RolloutDocument:
             analysis.canary_requests if analysis else None,
             analysis.canary_p99_ms if analysis else None,
         ),
-        analysis=None
-        if analysis is None
-        else AnalysisDocument(
-            at=analysis.at,
-            verdict=analysis.verdict,
-            message=analysis.message,
-            load_ratio=analysis.load_ratio,
-            signals=tuple(SignalDocument(**s.model_dump()) for s in analysis.signals),
-        ),
+        analysis=None if analysis is None else looked(analysis),
+        alerts=tuple(AlertDocument(**alert.model_dump()) for alert in status.alerts),
         regime_proof=status.regime_proof,
         conditions=status.conditions,
         decisions=status.decisions,
         warnings=_warnings(seen, now),
         verbs=verbs.applicable(seen),
     )
+
+
+def looked(analysis: AnalysisReport) -> AnalysisDocument:
+    """Return a look at the evidence as it is printed."""
+    return AnalysisDocument(**analysis.model_dump())
 
 
 def _killed(seen: Seen) -> str | None:

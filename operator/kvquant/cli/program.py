@@ -6,6 +6,7 @@ import click
 
 from kvquant import __version__
 from kvquant.cli import asking_verbs, kill_switch, reading_verbs
+from kvquant.cli.explain import explain
 from kvquant.cli.report.verb import report
 
 
@@ -34,6 +35,7 @@ def kvquant() -> None:
 
 for _command in (
     reading_verbs.status,
+    explain,
     asking_verbs.pause,
     asking_verbs.resume,
     asking_verbs.promote,

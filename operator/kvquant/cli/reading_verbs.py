@@ -127,7 +127,9 @@ def _watch(
             if redraws:
                 height = shutil.get_terminal_size().lines - (3 if trouble else 1)
                 lines = _drawn(session, name, namespace, last, height)
-                frame.draw([*lines, "", paint(trouble, "bad")] if trouble else lines)
+                # On a low terminal, the end of the screen yields to what is wrong with it.
+                bad = paint(trouble, "bad") if trouble else ""
+                frame.draw([*lines[:height], "", bad] if trouble else lines)
             else:
                 _tell(session, last, output, log, said)
                 if trouble and trouble != said.get(""):

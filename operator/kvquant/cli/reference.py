@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin
 
 from kvquant.api.fields import Model
 from kvquant.cli.documents import ListDocument, RolloutDocument
+from kvquant.cli.explanation import DecisionDocument, ExplanationDocument
 from kvquant.cli.program import kvquant
 from kvquant.cli.reading_verbs import VersionDocument
 from kvquant.cli.report.document import ReportDocument
@@ -23,6 +24,8 @@ COLUMNS = 100
 PRINTED: tuple[tuple[str, type[Model]], ...] = (
     ("status NAME -o json", RolloutDocument),
     ("status -o json", ListDocument),
+    ("explain NAME -o json", ExplanationDocument),
+    ("explain NAME --decision N -o json", DecisionDocument),
     ("report NAME -o json", ReportDocument),
     ("version -o json", VersionDocument),
 )
@@ -46,6 +49,8 @@ a pipe, `status --watch` prints a line for each change instead of redrawing.
 
 - **`status`, `report`**: ClusterRole `kvquant-view` in the rollout's namespace; for `-A`, in the
   whole cluster. It is part of the cluster's role `view`.
+- **`explain`**: the same, and the right to get ConfigMaps there, which the cluster's role `view`
+  holds and `kvquant-view` alone does not. Without it, it tells what the status still knows.
 - **`pause`, `resume`, `promote`, `abort`, `retry`, `kill NAME`, `unkill NAME`**: ClusterRole
   `kvquant-edit` in the rollout's namespace. It is part of the cluster's role `edit`.
 - **`kill --all`, `unkill --all`**: Role `kvquant-kill-switch` in `kvquant-system`, and

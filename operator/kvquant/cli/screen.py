@@ -6,15 +6,16 @@ import re
 import textwrap
 from datetime import datetime, timedelta
 
-from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord, Phase, PodProof, Verdict
+from kvquant.api.v1alpha1 import AlertPolicy, DecisionKind, DecisionRecord, Phase, PodProof, Verdict
 from kvquant.cli.documents import (
+    AlertDocument,
     ArmDocument,
     RolloutDocument,
-    SignalDocument,
     StepDocument,
     StepState,
 )
 from kvquant.cli.paint import Paint, fit, squeeze, tame, visible
+from kvquant.cli.signals import STYLES, allowed, foremost, judged, measured, standing, title
 from kvquant.cli.times import ago, coarse, length
 
 WIDEST = 110
@@ -23,19 +24,13 @@ WIDEST = 110
 LABEL = 15
 PODS_SHOWN = 4
 DECISIONS_SHOWN = 5
+SIGNALS_SHOWN = 6
 
 PHASE_STYLES = {
     Phase.PROMOTED: "good",
     Phase.ROLLING_BACK: "bad",
     Phase.ROLLED_BACK: "bad",
     Phase.PENDING: "warn",
-}
-
-VERDICT_STYLES = {
-    Verdict.PASS: ("✓", "good"),
-    Verdict.FAIL: ("✗", "bad"),
-    Verdict.ERROR: ("✗", "warn"),
-    Verdict.INCONCLUSIVE: ("…", "warn"),
 }
 
 _GLYPHS = {
@@ -46,10 +41,7 @@ _GLYPHS = {
     StepState.FAILED: ("✗", "bad"),
 }
 
-_SIGNALS = {"pageFaults": "page faults", "oomRetries": "OOM retries", "p99": "beyond p99"}
-
-_SAMPLE = re.compile(r" of [\d,]+ requests$")
-_LONG = re.compile(r"\b(\d{3,7}) s\b")
+_LONG = re.compile(r"(?<![\d.])(\d{3,7}) s\b")
 _SOAK = re.compile(r" ?Soak: \d+ s left\.")
 
 
@@ -115,7 +107,17 @@ def _header(document: RolloutDocument, now: datetime, paint: Paint, width: int) 
         lines += _wrapped(f"■ PAUSED. {tame(document.paused)}", width, paint, "bold", "warn")
     for warning in document.warnings:
         lines += _wrapped(f"■ {warning}", width, paint, "warn")
+    for alert in document.alerts:
+        lines += _wrapped(_alert(alert, now), width, paint, "warn")
     return lines
+
+
+def _alert(alert: AlertDocument, now: datetime) -> str:
+    does = {"rollback": "rolls back", "pause": "holds the step", "ignore": "is ignored"}
+    effect = does[alert.policy.value]
+    if alert.before_traffic and alert.policy is not AlertPolicy.IGNORE:
+        effect = "fired before the canary had traffic: nothing moves until it is over"
+    return f"■ ALERT {tame(alert.name)} fires since {coarse(now - alert.since)}; it {effect}."
 
 
 def _ladder(document: RolloutDocument, now: datetime, paint: Paint, width: int) -> list[str]:
@@ -203,34 +205,24 @@ def _arms(document: RolloutDocument, paint: Paint, width: int) -> list[str]:
         ),
         row("p99", _milliseconds(document.baseline.p99_ms), _milliseconds(document.canary.p99_ms)),
     ]
-    for signal in analysis.signals:
-        glyph, style = VERDICT_STYLES[signal.verdict]
-        tolerance = (signal.tolerance or "").removesuffix(" per 100 requests")
-        lines.append(
-            row(
-                _SIGNALS.get(signal.name, signal.name),
-                _measured(signal, signal.baseline, roomy=roomy),
-                _measured(signal, signal.canary, roomy=roomy),
-                tolerance.replace(" points", " pt"),
-                paint(f"{glyph} {_shortly(signal)}", style),
-            )
+    shown, more = foremost(analysis.signals, SIGNALS_SHOWN)
+    lines += [
+        row(
+            title(signal.name),
+            measured(signal, signal.baseline, roomy=roomy),
+            measured(signal, signal.canary, roomy=roomy),
+            fit(allowed(signal.tolerance), 8),
+            judged(signal, paint),
         )
+        for signal in shown
+    ]
+    if more:
+        lines.append(paint(f"  {'':<{LABEL - 2}}and {more} signals more: explain", "dim"))
     return [*lines, ""]
-
-
-def _shortly(signal: SignalDocument) -> str:
-    return "Waiting" if signal.verdict is Verdict.INCONCLUSIVE else signal.verdict.value
 
 
 def _cache(arm: ArmDocument) -> str:
     return f"{arm.dtype}, {arm.replicas} pod{'' if arm.replicas == 1 else 's'}"
-
-
-def _measured(signal: SignalDocument, text: str | None, *, roomy: bool) -> str:
-    if text is None:
-        return "no data" if signal.verdict is Verdict.ERROR else "-"
-    short = _SAMPLE.sub("", text)
-    return short if roomy else short.replace(" per 100", "/100")
 
 
 def _number(value: int | None) -> str:
@@ -261,7 +253,19 @@ def _now(document: RolloutDocument, now: datetime, paint: Paint, width: int) -> 
         label, text, style = "now", document.verdict, "accent"
     else:
         return []
-    return [*_labelled(label, text, paint, style, width), ""]
+    return [
+        *_labelled(label, text, paint, style, width),
+        *_evidence(document, paint, width),
+        "",
+    ]
+
+
+def _evidence(document: RolloutDocument, paint: Paint, width: int) -> list[str]:
+    """Say how far the evidence is, while that matters."""
+    analysis = document.analysis
+    if analysis is None or document.phase is not Phase.PROGRESSING:
+        return []
+    return _labelled("evidence", "; ".join(standing(analysis)), paint, "", width)
 
 
 def _labelled(label: str, text: str, paint: Paint, style: str, width: int) -> list[str]:
@@ -289,7 +293,7 @@ def _proofs(document: RolloutDocument, paint: Paint, width: int) -> list[str]:
 
 
 def _proof(proof: PodProof, paint: Paint, width: int) -> str:
-    glyph, style = VERDICT_STYLES[proof.verdict]
+    glyph, style = STYLES[proof.verdict]
     if proof.verdict is Verdict.PASS:
         tokens = f"{proof.capacity_tokens:,} tokens" if proof.capacity_tokens else ""
         factor = f"x{proof.factor}, due x{proof.expected_factor}" if proof.factor else ""

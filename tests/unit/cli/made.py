@@ -6,6 +6,9 @@ import copy
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from kvquant.api.v1alpha1 import KVQuantRollout
+from kvquant.core import record
+
 NOW = datetime(2026, 11, 24, 14, 0, 0, tzinfo=UTC)
 
 PROOF_PASSED = {
@@ -204,6 +207,90 @@ def progressing(name: str = "llama-fp8", namespace: str = "inference") -> dict[s
         ],
     }
     return raw
+
+
+def numbered(raw: dict[str, Any]) -> dict[str, Any]:
+    """Give the decisions numbers, as an operator does that keeps a record."""
+    for number, one in enumerate(raw["status"]["decisions"], 1):
+        one["number"] = number
+    return raw
+
+
+def judged(name: str, verdict: str, **fields: Any) -> Any:
+    """A signal as the sequential analysis tells it."""
+    told = {
+        "name": name,
+        "family": "p99",
+        "verdict": verdict,
+        "baseline": "1 %",
+        "canary": "38.46 %",
+        "tolerance": "25 % slower",
+        "effect": "+36.21 points",
+        "lower": "+20.10 points",
+        "upper": "+49.00 points",
+        "requests": 52,
+        "budgetSpentPercent": 100,
+        "message": f"{name}: far too slow.",
+    }
+    return told | fields
+
+
+def alert(policy: str = "rollback", **fields: Any) -> Any:
+    """An alert that fires."""
+    told = {
+        "name": "KVCacheSlow",
+        "fingerprint": "0123",
+        "labels": {"alertname": "KVCacheSlow"},
+        "since": before(minutes=7),
+        "heardAt": before(minutes=1),
+        "learned": "webhook",
+        "policy": policy,
+    }
+    return told | fields
+
+
+def condemned() -> dict[str, Any]:
+    """Rolled back, with numbers as the sequential analysis tells them."""
+    raw = numbered(rolled_back())
+    raw["metadata"]["uid"] = "u-1"
+    raw["status"]["analysis"].update(
+        at=before(minutes=2, seconds=3),
+        budgetSpentPercent=100,
+        provisional=True,
+        signals=[
+            judged("latencyP99", "Fail"),
+            judged(
+                "failures",
+                "Inconclusive",
+                family="oomRetries",
+                canary="0 %",
+                baseline="0 %",
+                tolerance="0.5 % more",
+                effect="-0.50 points",
+                lower="-9.00 points",
+                upper="+1.25 points",
+                budgetSpentPercent=0,
+            ),
+        ],
+    )
+    return raw
+
+
+def recorded(raw: dict[str, Any], **status: Any) -> dict[str, Any]:
+    """The record that the operator has written of a rollout's decisions."""
+    rollout = KVQuantRollout.parse({**raw, "status": {**raw["status"], **status}})
+    metadata = rollout.metadata
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": record.name_of(metadata.name),
+            "namespace": metadata.namespace,
+            "labels": {"kvquant.dev/record": "true"},
+            "ownerReferences": [{"uid": metadata.uid}],
+        },
+        "data": dict(record.additions(rollout, 0)),
+    }
 
 
 def set_condition(raw: dict[str, Any], type_: str, status: str, reason: str, text: str) -> None:

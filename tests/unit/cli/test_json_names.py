@@ -20,21 +20,26 @@ DOCUMENTATION = Path(__file__).parents[3] / "docs" / "cli.md"
 ARM = {"pool", "slot", "dtype", "replicas", "weight", "requests", "p99Ms"}
 MEASURED = {"requests", "failed", "pageFaults", "pageFaultsPer100"}
 MEASURED |= {"p50Seconds", "p90Seconds", "p99Seconds"}
+ANALYSIS = {"at", "verdict", "message", "baselineRequests", "canaryRequests", "baselineP99Ms"}
+ANALYSIS |= {"canaryP99Ms", "loadRatio", "provisional", "replicasNeeded", "etaSeconds"}
+ANALYSIS |= {"budgetSpentPercent", "signals"}
+SIGNAL = {"name", "family", "verdict", "baseline", "canary", "tolerance", "effect", "lower"}
+SIGNAL |= {"upper", "requests", "budgetSpentPercent", "message"}
 ROLLOUT: dict[str, set[str]] = {
     "": {
         *("name", "namespace", "createdAt", "target", "dtype", "resolvedDtype", "router", "phase"),
         *("phaseStartedAt", "attempt", "paused", "killed", "settled", "deleting", "step"),
         *("totalSteps", "stepStartedAt", "steps", "weights", "verdict", "waiting", "cause"),
         *("baseline", "canary", "analysis", "regimeProof", "conditions", "decisions", "warnings"),
-        "verbs",
+        *("verbs", "alerts"),
     },
     "steps[]": {"weight", "soakSeconds", "state"},
     "weights": {"baseline", "canary"},
     "waiting": {"reason", "message", "since", "soakLeftSeconds"},
     "baseline": ARM,
     "canary": ARM,
-    "analysis": {"at", "verdict", "message", "loadRatio", "signals"},
-    "analysis.signals[]": {"name", "verdict", "baseline", "canary", "tolerance", "message"},
+    "analysis": ANALYSIS,
+    "analysis.signals[]": SIGNAL,
     "regimeProof[]": {
         *("pod", "containerId", "verdict", "dtype", "capacityTokens", "factor", "expectedFactor"),
         "message",
@@ -43,6 +48,17 @@ ROLLOUT: dict[str, set[str]] = {
         *("type", "status", "reason", "message", "observedGeneration", "lastTransitionTime"),
     },
     "decisions[]": {"number", "at", "kind", "reason", "step", "weight", "message"},
+}
+DECISION: dict[str, set[str]] = {
+    "": {
+        *("number", "at", "kind", "reason", "message", "attempt", "fingerprint", "step"),
+        *("totalSteps", "weights", "baseline", "canary", "analysis", "signalsLeftOut", "changes"),
+    },
+    "weights": {"baseline", "canary"},
+    "baseline": {"pool", "dtype", "replicas"},
+    "canary": {"pool", "dtype", "replicas"},
+    "analysis": ANALYSIS,
+    "analysis.signals[]": SIGNAL,
 }
 REPORT: dict[str, set[str]] = {
     "": {
@@ -103,6 +119,26 @@ def test_the_names_of_a_report() -> None:
     assert found["rollout"] == ROLLOUT[""]
 
 
+def test_the_names_of_an_explanation() -> None:
+    stage = Stage()
+    raw = made.condemned()
+    stage.put(raw, made.recorded(raw))
+    shared = ("explain", "llama-int8", "-o", "json")
+    one = json.loads(stage.run(*shared, "--decision", "4").stdout)
+    assert names(one) == DECISION
+    every = json.loads(stage.run(*shared).stdout)
+    assert set(every) == {"name", "namespace", "decisions", "problems"}
+    assert every["decisions"][3] == one
+    assert {frozenset(decision) for decision in every["decisions"]} == {frozenset(DECISION[""])}
+
+
+def test_the_names_of_an_alert() -> None:
+    raw = made.progressing()
+    raw["status"]["alerts"] = [made.alert()]
+    (alert,) = printed(raw, "status")["alerts"]
+    assert set(alert) == {"name", "since", "policy", "learned", "beforeTraffic"}
+
+
 def test_the_names_of_a_version() -> None:
     fields = json.loads(Stage().run("version", "-o", "json").stdout)
     assert set(fields) == {"clientVersion", "apiVersion", "operatorImage"}
@@ -123,4 +159,4 @@ def test_every_field_has_a_description() -> None:
     rows = [line for line in reference().splitlines() if line.startswith("| `")]
     assert len(rows) > 90
     assert [row for row in rows if row.rstrip().endswith("|  |")] == []
-    assert len(PRINTED) == 4
+    assert len(PRINTED) == 6

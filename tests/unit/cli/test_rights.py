@@ -104,6 +104,9 @@ def test_who_may_view_sees_and_cannot_steer(person: Callable[..., Run], rollout:
     shown = viewer("status", rollout)
     assert shown.exit_code == 0, shown.stderr
     assert "ClusterRole kvquant-edit" in _refusal(viewer("pause", rollout, "--no-wait"))
+    explained = viewer("explain", rollout)
+    assert explained.exit_code == 0, explained.stderr
+    assert "ask for the right to get ConfigMaps in namespace" in explained.stderr
 
 
 def test_who_may_edit_steers_their_namespace_and_not_the_cluster(

@@ -158,6 +158,64 @@ def test_a_proof_that_failed_stands_before_those_that_passed() -> None:
     assert lines[1].strip() == "and 3 more"
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "ALERT KVCacheSlow fires since 7m; it rolls back."),
+        ({"policy": "pause"}, "it holds the step."),
+        ({"policy": "ignore"}, "it is ignored."),
+        ({"policy": "ignore", "beforeTraffic": True}, "it is ignored."),
+        ({"beforeTraffic": True}, "nothing moves until it is over"),
+        ({"name": "\x1b[2Jevil"}, "ALERT [2Jevil fires"),
+    ],
+)
+def test_an_alert_that_fires_is_told_with_what_it_does(fields: dict[str, Any], said: str) -> None:
+    raw = made.progressing()
+    raw["status"]["alerts"] = [made.alert(**fields)]
+    text = " ".join(shown(raw).split())
+    assert said in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("analysis", "said"),
+    [
+        ({"verdict": "Inconclusive", "etaSeconds": 720}, "about 12m to go at this rate"),
+        ({"verdict": "Inconclusive"}, "time to go not known"),
+        ({"budgetSpentPercent": 17}, "17 % of the error budget spent"),
+        ({"provisional": True}, "load per pod x0.67 (a pass is provisional)"),
+        ({"replicasNeeded": 4}, "the next step needs 4 canary pods"),
+    ],
+)
+def test_how_far_the_evidence_is(analysis: dict[str, Any], said: str) -> None:
+    raw = made.progressing()
+    assert said not in shown(raw)
+    raw["status"]["analysis"].update(analysis)
+    assert said in " ".join(shown(raw).split())
+
+
+def test_of_many_signals_those_are_shown_that_matter() -> None:
+    raw = made.progressing()
+    raw["status"]["analysis"]["signals"] = [
+        *(made.judged(f"quiet{i}", "Pass", budgetSpentPercent=i) for i in range(9)),
+        made.judged("latencyP99", "Fail"),
+        made.judged("unmeasured", "Inconclusive", baseline=None, canary=None),
+    ]
+    text = shown(raw)
+    assert "beyond p99" in text
+    assert "✗ Fail" in text
+    assert "quiet8" in text, "what has spent most of its budget"
+    assert "quiet0" not in text
+    assert "unmeasured" not in text
+    assert "and 6 signals more: explain" in text
+
+
+def test_seconds_with_decimals_are_no_long_times() -> None:
+    raw = made.progressing()
+    made.set_condition(raw, "Held", "True", "Why", "took 0.172 s, and 1800 s are left")
+    assert "took 0.172 s, and 30m are left" in " ".join(shown(raw).split())
+
+
 # Every state.
 
 
