@@ -106,7 +106,8 @@ def main(
         if at is None or load in at
     ]
     cases = [(k, load, run, tuple(wanted)) for k, load in cells for run in range(seed, seed + runs)]
-    begun = time.monotonic()
+    # The commit is read first: whoever else works on this tree may move on in the meantime.
+    begun, commit = time.monotonic(), _made()
     with multiprocessing.Pool(jobs) as pool:
         truths = dict(zip(cells, pool.map(_truth, cells, chunksize=1), strict=True))
         click.echo(f"truth of {len(cells)} cells, {time.monotonic() - begun:.0f} s")
@@ -116,8 +117,8 @@ def main(
     which += f" --loads {loads}" if loads else ""
     took = (time.monotonic() - begun) / 60
     made = (
-        f"`python -m bench.decisions --runs {runs} --seed {seed}{which}`: {_made()}, "
-        f"{took:.0f} minutes on {jobs} processes"
+        f"`python -m bench.decisions --runs {runs} --seed {seed}{which}`: {commit}, "
+        f"{took:.0f} minutes on {jobs} process{'es' if jobs > 1 else ''}"
     )
     results = Results(outcomes, truths, [made])
     if merge and keep.exists():
