@@ -34,7 +34,7 @@ FOR_DEATHS = 0.25
 FEWEST_BATCHES, FEWEST_REQUESTS = 2, 20
 """Batches and canary requests below which nothing but deaths fails: fewer are an anecdote."""
 
-LIKELY = 2.0
+LIKELY = 2.5
 """Standard errors beyond the tolerance that roll a step back which has waited for long."""
 
 OVERLOADED = 1.25
@@ -42,7 +42,11 @@ OVERLOADED = 1.25
 
 OTHER_TIME = 1.5
 """What a comparison with the baseline's past tolerates, as a multiple: traffic may have changed
-since, so that only gross harm is believed. Mild harm was looked for in the steps before."""
+since, so that only gross harm fails. What lies between that and the usual tolerance neither fails
+nor passes."""
+
+BY_CHANCE = 1.1
+"""Ratio of loads per pod that may be chance among a hundred requests."""
 
 FAMILIES = {
     "latencyP50": "p99",
@@ -73,6 +77,7 @@ class Analysis:
         self.ledger = Ledger(scaled(self.settings.batch), scaled(self.settings.warm_up))
         self.deaths = (Deaths(), Deaths())
         self._step_deaths = [0, 0]
+        self._served_until = -math.inf
         self._report: Report | None = None
 
     def observe(self, tick: Tick) -> Report:
@@ -112,9 +117,13 @@ class Analysis:
 
     def _count_deaths(self, closed: Closed) -> None:
         apart = self.settings.scaled(SAME_INCIDENT)
+        if closed.step > 0:
+            self._served_until = closed.end
+        # A canary whose only pod died has lost its traffic before the death is seen.
+        at_risk = closed.end <= self._served_until + apart
         span = closed.seconds * self.settings.time_scale
         for arm in (BASELINE, CANARY):
-            if arm == CANARY and closed.step <= 0:
+            if arm == CANARY and not at_risk:
                 continue
             deaths, pods = closed.deaths[arm], closed.replicas[arm]
             self.deaths[arm].add(deaths, pods, span, closed.end, apart)
@@ -167,47 +176,53 @@ class Analysis:
         carried: float,
     ) -> dict[str, Evidence]:
         settings, ledger = self.settings, self.ledger
-        clear = signals.clear(batches, QUEUEING)
+        clear = signals.clear(batches)
         history: Batches | None = None
-        allowance = 1.0
+        allowance, other_time = 1.0, 1.0
         pods = self._pods(batches)
         if pods is not None:
             allowance = 1 + signals.POOLING * max(0.0, 1 / pods[CANARY] - 1 / pods[BASELINE])
         if ratio is not None and ratio > OVERLOADED:
-            history = self._history(known, batches)
+            history, other_time = self._history(known, batches), OTHER_TIME
             if not len(history):
                 clear = clear.where(np.zeros(len(clear), dtype=np.bool_))
-            allowance *= OTHER_TIME
         elif ratio is not None:
-            allowance *= max(1.0, ratio) * signals.queue_allowance(clear)
+            # A ratio that is a tenth off may be chance.
+            allowance *= max(1.0, ratio / BY_CHANCE)
         found: dict[str, tuple[Harm | None, str]] = {}
+
+        def factors(slowdown: float) -> tuple[float, float]:
+            """Return the slow-down that fails, and the one that passes."""
+            factor = (1 + slowdown) * allowance
+            return factor * other_time, 1 + signals.RELAXED * (factor - 1)
+
         for name, quantile, part in (
             ("latencyP50", 0.5, 0.6),
             ("latencyP90", 0.9, 0.8),
             ("latencyP99", 0.99, 1.0),
         ):
-            factor = (1 + part * settings.slowdown) * allowance
+            fails, easy = factors(part * settings.slowdown)
             found[name] = (
                 signals.slower(
-                    ledger, clear, "latency", quantile, factor, by_age=True, history=history
+                    ledger, clear, "latency", quantile, fails, easy, by_age=True, history=history
                 ),
-                f"{percent(factor - 1)} slower",
+                f"{percent(fails - 1)} slower",
             )
-        factor = (1 + settings.first_token_slowdown) * allowance
+        fails, easy = factors(settings.first_token_slowdown)
         # The queue is the load's doing, and a prefill is not. Engines that do not tell them apart
         # are judged by both together.
         first = "prefill" if "engine.prefill" in ledger.bounds else "ttft"
         for name, quantile in (("firstTokenP90", 0.9), ("firstTokenP99", 0.99)):
             found[name] = (
                 signals.slower(
-                    ledger, clear, first, quantile, factor, by_age=False, history=history
+                    ledger, clear, first, quantile, fails, easy, by_age=False, history=history
                 ),
-                f"{percent(factor - 1)} slower",
+                f"{percent(fails - 1)} slower",
             )
-        factor = (1 + settings.token_slowdown) * allowance
+        fails, easy = factors(settings.token_slowdown)
         found["tokenTime"] = (
-            signals.tokens_slower(clear, factor, history),
-            f"{percent(factor - 1)} slower",
+            signals.tokens_slower(clear, fails, easy, history),
+            f"{percent(fails - 1)} slower",
         )
         found["delivered"] = (
             signals.less_delivered(
@@ -279,6 +294,7 @@ class Analysis:
             effect=it.value,
             error=it.error,
             relaxed=harm.relaxed.value,
+            equal=harm.equal,
             lower=lower,
             upper=harm.relaxed.sound_upper(),
             tolerance=tolerance,

@@ -92,9 +92,13 @@ def _doubt(evidence: Evidence, elapsed: float) -> tuple[str, float | None] | Non
         if evidence.effect <= IN_DOUBT * error:
             return None
         return f"{evidence.name} is in doubt", None
-    if evidence.relaxed is None or evidence.relaxed >= 0:
-        return f"{evidence.name} is beyond its tolerance, which may be noise", None
-    # The bound shrinks with the root of the time.
+    if evidence.relaxed is None:
+        return f"{evidence.name} is not measured", None
+    # The bound shrinks with the root of the time. How far it has to is taken from a canary that is
+    # like the baseline: what was measured swings as long as it is little.
     reach = evidence.upper - evidence.relaxed
-    wait = elapsed * ((reach / -evidence.relaxed) ** 2 - 1)
+    wait = elapsed * ((reach / -evidence.equal) ** 2 - 1) if evidence.equal < 0 else math.inf
+    if evidence.relaxed >= 0:
+        told = f"{evidence.name} is beyond its tolerance, which may be noise"
+        return told, wait if 0 < wait < math.inf else None
     return f"{evidence.name} is not told from its tolerance yet", max(0.0, wait)

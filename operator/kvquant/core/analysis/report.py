@@ -22,6 +22,7 @@ class Evidence:
         effect: Harm beyond the tolerance: below zero the canary is within it. None: not measured.
         error: Standard error of the effect.
         relaxed: The effect at the tolerance that a pass allows, which is a fifth wider.
+        equal: What `relaxed` would be, were the canary like the baseline.
         lower: Anytime-valid lower bound of the effect, at this signal's part of the budget.
         upper: Upper 90 % bound of the effect, at the tolerance that a pass allows.
         tolerance: What was tolerated, in words.
@@ -41,6 +42,7 @@ class Evidence:
     effect: float | None = None
     error: float = 0.0
     relaxed: float | None = None
+    equal: float = -math.inf
     lower: float | None = None
     upper: float | None = None
     tolerance: str = ""

@@ -59,6 +59,7 @@ class Harm:
         edge: For shares of slow requests, the baseline's quantile in seconds; else NaN.
         factor: Slow-down that is tolerated.
         requests: Canary requests behind it.
+        equal: What `relaxed` would be, were the canary like the baseline.
     """
 
     estimate: Estimate
@@ -68,6 +69,7 @@ class Harm:
     edge: float = math.nan
     factor: float = 1.0
     requests: float = 0.0
+    equal: float = -math.inf
 
 
 def usable(batches: Batches) -> Batches:
@@ -76,10 +78,25 @@ def usable(batches: Batches) -> Batches:
     return batches.where((good > 0) & (batches.fact("weight") > 0) & (batches.fact("step") > 0))
 
 
-def clear(batches: Batches, threshold: float) -> Batches:
-    """Return the batches in which neither arm queues: there end-to-end latency is the engine's."""
-    backlog = queues(batches, BASELINE, threshold) | queues(batches, CANARY, threshold)
-    return batches.where(~backlog)
+def clear(batches: Batches) -> Batches:
+    """Return the batches in which neither arm is at its limit.
+
+    There latency is the engine's own, short queues included: a canary that queues now and then at
+    a load that the baseline carries is slower to its users. At the limit a queue is as long as it
+    has had time to grow, and what the engine delivers is all that can be judged.
+    """
+    return batches.where(~(at_limit(batches, BASELINE) | at_limit(batches, CANARY)))
+
+
+def at_limit(batches: Batches, arm: int) -> Mask:
+    """Tell where an arm has a deep queue in one batch after the other."""
+    deep = queues(batches, arm, DEEP)
+    result = deep.copy()
+    result[1:] &= deep[:-1]
+    result[:-1] |= deep[:-1] & deep[1:]
+    if len(deep) == 1:
+        result[:] = deep
+    return result
 
 
 def queues(batches: Batches, arm: int, threshold: float) -> Mask:
@@ -92,24 +109,13 @@ def queues(batches: Batches, arm: int, threshold: float) -> Mask:
     return result
 
 
-def queue_allowance(batches: Batches) -> float:
-    """Return by which factor the canary's requests take longer for what little more they queue.
-
-    One pod queues more than eight at the same load each, which is not the engine's doing.
-    """
-    known = [share[np.isfinite(share)] for share in (batches.side("queued", a) for a in (0, 1))]
-    if not len(known[BASELINE]) or not len(known[CANARY]):
-        return 1.0
-    base, canary = (min(0.9, float(share.mean())) for share in known)
-    return max(1.0, (1 - base) / (1 - canary))
-
-
 def slower(
     ledger: Ledger,
     batches: Batches,
     histogram: str,
     quantile: float,
     factor: float,
+    easy: float,
     *,
     by_age: bool,
     history: Batches | None = None,
@@ -125,7 +131,8 @@ def slower(
         batches: Over which to compare.
         histogram: Name of the histogram.
         quantile: Quantile of the baseline.
-        factor: Tolerated slow-down, at least 1.
+        factor: Slow-down beyond which the canary fails, at least 1.
+        easy: Slow-down below which it passes.
         by_age: Count requests in flight by their age, those that clients gave up as slow.
         history: Batches of the baseline to compare with instead, when it has other load now.
     """
@@ -146,7 +153,7 @@ def slower(
     edges = np.array((0.0, *bounds[:-1]))
     lost = [_lost(both[arm], arm) if by_age else np.zeros(len(both[arm])) for arm in (0, 1)]
     edge = _quantile(edges, counts[BASELINE].sum(axis=0), float(lost[BASELINE].sum()), quantile)
-    if edge is None or edge * (1 + RELAXED * (factor - 1)) > bounds[-2]:
+    if edge is None or edge * max(factor, easy) > bounds[-2]:
         return None
 
     def beyond(arm: int, bound: float) -> tuple[Array, Array]:
@@ -159,7 +166,8 @@ def slower(
 
     base = beyond(BASELINE, edge)
     ours = beyond(CANARY, edge * factor)
-    easier = beyond(CANARY, edge * (1 + RELAXED * (factor - 1)))
+    easier = beyond(CANARY, edge * easy)
+    equal = beyond(BASELINE, edge * easy)
     difference = _difference if history is None else _from_history
     harm = difference(*ours, *base, 0.0, SHARES)
     relaxed = difference(*easier, *base, 0.0, SHARES)
@@ -173,6 +181,7 @@ def slower(
         edge,
         factor,
         float(ours[1].sum()),
+        float(equal[0].sum() / equal[1].sum() - base[0].sum() / base[1].sum()),
     )
 
 
@@ -235,12 +244,15 @@ def _grown_slow(ledger: Ledger, arm: int, histogram: str, edges: Array, bound: f
     return np.maximum(result, 0.0)
 
 
-def tokens_slower(batches: Batches, factor: float, history: Batches | None = None) -> Harm | None:
+def tokens_slower(
+    batches: Batches, factor: float, easy: float, history: Batches | None = None
+) -> Harm | None:
     """Compare the mean time between two tokens, batch by batch, as the logarithm of its ratio.
 
     Args:
         batches: Over which to compare.
-        factor: Tolerated slow-down, at least 1.
+        factor: Slow-down beyond which the canary fails, at least 1.
+        easy: Slow-down below which it passes.
         history: Batches of the baseline to compare with instead, when it has other load now.
     """
     ours, theirs = batches.bins("itl", CANARY), batches.bins("itl", BASELINE)
@@ -260,7 +272,13 @@ def tokens_slower(batches: Batches, factor: float, history: Batches | None = Non
     if not sound.any():
         return None
     return _ratio(
-        logs[sound], served_c[sound], served_b[sound], factor, means_b[sound], means_c[sound]
+        logs[sound],
+        served_c[sound],
+        served_b[sound],
+        means_b[sound],
+        means_c[sound],
+        factor,
+        easy,
     )
 
 
@@ -304,19 +322,19 @@ def less_delivered(
         threshold: Share of requests waiting from which on an arm queues.
         carried_before: Requests per second that a baseline pod carries without a backlog.
     """
-    deep = queues(batches, CANARY, DEEP)
     # An engine with a deep queue all the time works at its limit whatever comes. With a short one
     # it may have had too little to do now and then.
-    at_limit = deep & np.concatenate(([False], deep[:-1]))
+    deep = queues(batches, CANARY, DEEP)
+    limit = deep & np.concatenate(([False], deep[:-1]))
     backlog = queues(batches, CANARY, threshold)
     backlog &= (batches.side("started", CANARY) > 0) & (batches.side("ended", BASELINE) > 0)
     if not backlog.any():
         return None
-    some, at_limit = batches.where(backlog), at_limit[backlog]
+    some, limit = batches.where(backlog), limit[backlog]
     pods_b, pods_c = some.pods(BASELINE), some.pods(CANARY)
     started, ended_b = some.side("started", CANARY), some.side("ended", BASELINE)
     asked, theirs = started / pods_c, np.maximum(ended_b / pods_b, carried_before * some.seconds)
-    wanted = np.where(at_limit, theirs, np.minimum(asked, theirs))
+    wanted = np.where(limit, theirs, np.minimum(asked, theirs))
     # What timed out has ended, but was not delivered.
     done = some.side("ended", CANARY) - finite(some.side("unanswered", CANARY))
     ratios = [(done + 0.5) / pods_c / wanted]
@@ -409,6 +427,7 @@ def _shares(
         float(xb.sum() / nb.sum()),
         float(xc.sum() / nc.sum()),
         requests=float(nc.sum()),
+        equal=-RELAXED * tolerance,
     )
 
 
@@ -465,17 +484,25 @@ def _from_history(
 
 
 def _ratio(
-    logs: Array, n_c: Array, n_b: Array, factor: float, means_b: Array, means_c: Array
+    logs: Array,
+    n_c: Array,
+    n_b: Array,
+    means_b: Array,
+    means_c: Array,
+    factor: float,
+    easy: float,
 ) -> Harm | None:
+    """Return the mean of the logarithms of ratios beyond what fails, and beyond what passes."""
+    factor, easy = math.log(factor), math.log(easy)
     weights = n_c * n_b / (n_c + n_b)
-    harm = estimate(logs - math.log(factor), weights, SCATTER * SCATTER, RATIOS)
+    harm = estimate(logs - factor, weights, SCATTER * SCATTER, RATIOS)
     if harm is None:
         return None
-    relaxed = harm.shifted(math.log(factor) - math.log(1 + RELAXED * (factor - 1)))
     return Harm(
         harm,
-        relaxed,
+        harm.shifted(factor - easy),
         float(np.average(means_b, weights=n_b)),
         float(np.average(means_c, weights=n_c)),
         requests=float(n_c.sum()),
+        equal=-easy,
     )
