@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format unit apiserver e2e e2e-full e2e-vllm
-.PHONY: bench-idle bench-kill bench-chaos bench-router bench-ticks bench-decisions crds lock up down status
+.PHONY: bench-idle bench-kill bench-chaos bench-router bench-ticks bench-analysis bench-decisions crds lock up down status
 
 help: ## Show this menu
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench-router: setup ## What the router adds to a request, on loopback
 
 bench-ticks: setup ## What one tick of up to 1,000 rollouts costs: queries, bytes, seconds, memory
 	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench.ticks
+
+bench-analysis: setup ## What judging 1,000 rollouts costs for one tick on one core (limit 1 s)
+	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench.analysis
 
 bench-decisions: setup ## Our verdicts beside Flagger's, Argo's and Kayenta's, simulated (RUNS=100 SEED=1000)
 	@$(PY) -m bench.decisions --runs $(or $(RUNS),100) --seed $(or $(SEED),1000)
