@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -76,13 +76,17 @@ class Exporter:
         self._thread.join()
 
 
-def binary() -> str:
-    """Return the path of Prometheus: named, on the PATH, cached, or taken from Debian now."""
-    named = os.environ.get("KVQUANT_PROMETHEUS_BIN") or shutil.which("prometheus")
+def binary(name: str = "prometheus") -> str:
+    """Return the path of Prometheus, or of its promtool: named, on the PATH, cached, or Debian's.
+
+    Args:
+        name: `prometheus` or `promtool`.
+    """
+    named = os.environ.get(f"KVQUANT_{name.upper()}_BIN") or shutil.which(name)
     if named:
         return named
     default = Path.home() / ".cache" / "kvquant"
-    path = Path(os.environ.get("KVQUANT_CACHE", default)) / "prometheus-debian" / "prometheus"
+    path = Path(os.environ.get("KVQUANT_CACHE", default)) / "prometheus-debian" / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -93,10 +97,27 @@ def binary() -> str:
             except (OSError, StopIteration, subprocess.CalledProcessError) as error:
                 pytest.fail(
                     "These tests need Prometheus: install it (Debian: apt-get install prometheus) "
-                    f"or name its binary in KVQUANT_PROMETHEUS_BIN. ({error})"
+                    f"or name its binary in KVQUANT_{name.upper()}_BIN. ({error})"
                 )
-            Path(folder, "files", "usr", "bin", "prometheus").replace(path)
+            Path(folder, "files", "usr", "bin", name).replace(path)
     return str(path)
+
+
+def backfill(folder: Path, samples: Iterable[str]) -> None:
+    """Let a Prometheus that starts with this folder remember samples of the past.
+
+    Args:
+        folder: As `prometheus` gets it.
+        samples: Lines of the exposition format, each with its instant in seconds at its end.
+    """
+    page = folder / "backfill.txt"
+    with page.open("w") as file:
+        file.writelines(f"{line}\n" for line in samples)
+        file.write("# EOF\n")
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    _run(binary("promtool"), "tsdb", "create-blocks-from", "openmetrics", str(page), str(data))
+    page.unlink()
 
 
 @contextmanager

@@ -184,6 +184,26 @@ def solo(baseline: str, canary: str) -> Pair:
     )
 
 
+def exposition(name: str, labels: str, later: float = 0.0) -> Iterator[str]:
+    """Yield a recording of one engine as lines of samples with instants, for a backfill.
+
+    Args:
+        name: What its file's name begins with, such as `auto-int8-calm.canary`.
+        labels: What to add to each sample's labels, as in `pod="a"`.
+        later: Seconds that are added to each instant.
+    """
+    with gzip.open(RECORDINGS / f"{name}.metrics.gz", "rt") as file:
+        at = ""
+        for line in file:
+            if line.startswith(SCRAPE):
+                at = f"{float(line[len(SCRAPE) :].split()[0]) + later:.3f}"
+            elif line.strip() and not line.startswith("#"):
+                sample, value = line.rsplit(maxsplit=1)
+                metric, _, own = sample.partition("{")
+                inner = f"{labels},{own}" if own else f"{labels}}}"
+                yield f"{metric}{{{inner} {value} {at}"
+
+
 def _side_by_side(
     one: Sequence[Scrape], other: Sequence[Scrape]
 ) -> Iterator[tuple[Scrape, Scrape]]:

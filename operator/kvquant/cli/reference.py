@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from kvquant.api.fields import Model
+from kvquant.cli.backtest.document import BacktestDocument, SplitsDocument
 from kvquant.cli.documents import ListDocument, RolloutDocument
 from kvquant.cli.explanation import DecisionDocument, ExplanationDocument
 from kvquant.cli.program import kvquant
@@ -27,6 +28,8 @@ PRINTED: tuple[tuple[str, type[Model]], ...] = (
     ("explain NAME -o json", ExplanationDocument),
     ("explain NAME --decision N -o json", DecisionDocument),
     ("report NAME -o json", ReportDocument),
+    ("backtest --canary SELECTOR -o json", BacktestDocument),
+    ("backtest -o json", SplitsDocument),
     ("version -o json", VersionDocument),
 )
 """What the reading verbs print, by command line."""
@@ -55,6 +58,7 @@ a pipe, `status --watch` prints a line for each change instead of redrawing.
   `kvquant-edit` in the rollout's namespace. It is part of the cluster's role `edit`.
 - **`kill --all`, `unkill --all`**: Role `kvquant-kill-switch` in `kvquant-system`, and
   `kvquant-view` in the whole cluster to see that every rollout has followed.
+- **`backtest`**: nothing in the cluster; it only asks Prometheus.
 - **`version`**: nothing. With the right to get the Deployment `kvquant-operator` it also names the
   operator's image.
 - **`report --prometheus-service`**: optional, the right to get `services/proxy`, such as below.

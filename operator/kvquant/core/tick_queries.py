@@ -7,7 +7,7 @@ pod that two jobs scrape, or two Prometheus replicas, counts once.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +67,77 @@ class Wanted(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class RouterTexts:
+    """What is asked of routers; see `TickQueries`."""
+
+    seen: str
+    counters: str
+    latency: str
+
+    @classmethod
+    def of(cls, where: Sequence[str], slots: Iterable[str], scope: Scope) -> RouterTexts:
+        """Return the texts.
+
+        Args:
+            where: Matchers of the routers' pods.
+            slots: Slots of interest.
+            scope: How Prometheus labels the pods.
+        """
+        slots = set(slots)
+        pod = f"{scope.namespace},{scope.pod}"
+        slot, code, cls_ = queries.CLUSTER_LABEL, queries.CODE_LABEL, queries.CLASS_LABEL
+        counters = scope.select(
+            f'__name__=~"{"|".join(ROUTER_COUNTERS)}"',
+            *where,
+            queries.one_of(slot, slots),
+            # The first alternative is empty, because each label is missing in most of the metrics.
+            queries.one_of(cls_, ["", queries.SERVER_ERRORS]),
+            queries.one_of(code, ["", queries.UNAVAILABLE, queries.TIMED_OUT]),
+        )
+        latency = queries.LATENCY + scope.select(*where, queries.one_of(slot, slots))
+        uptime = queries.ROUTER_UPTIME + scope.select(*where)
+        return cls(
+            # VictoriaMetrics tells the time of samples that have ended, too.
+            seen=f"max by({pod})(timestamp({uptime}) and {uptime})",
+            counters=f"max by(__name__,{pod},{slot},{cls_},{code})({counters})",
+            latency=f"max by({pod},{slot},le)({latency})",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTexts:
+    """What is asked of engines; see `TickQueries`."""
+
+    seen: str
+    started: str
+    scalars: str
+    histograms: Mapping[str, str]
+
+    @classmethod
+    def of(cls, where: Sequence[str], scope: Scope) -> EngineTexts:
+        """Return the texts.
+
+        Args:
+            where: Matchers of the engines' pods.
+            scope: How Prometheus labels the pods.
+        """
+        pod = f"{scope.namespace},{scope.pod}"
+        witness = vllm_metrics.WITNESS + scope.select(*where)
+        means = [f"{name}_{part}" for name in vllm_metrics.MEANS for part in ("count", "sum")]
+        started = queries.ENGINE_STARTED + scope.select(*where)
+        return cls(
+            seen=f"max by({pod})(timestamp({witness}) and {witness})",
+            # A sidecar has a start of its own: only what is scraped from the engine's port counts.
+            started=f"max by({pod})({started} and on({pod},instance) {witness})",
+            scalars=_summed(scope, where, [*vllm_metrics.SCALARS, *means]),
+            histograms={
+                name: _summed(scope, where, (f"{name}_bucket", f"{name}_sum"))
+                for name in vllm_metrics.HISTOGRAMS
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TickQueries:
     """The texts, each to be asked over the same instants.
 
@@ -99,37 +170,16 @@ class TickQueries:
             scope: How Prometheus labels their pods.
         """
         slots = {arm.slot for need in needs for arm in (need.baseline, need.canary)}
-        routers = _where(needs, [need.router for need in needs], scope)
-        engines = _engines(needs, scope)
-        pod = f"{scope.namespace},{scope.pod}"
-        slot = queries.CLUSTER_LABEL
-        witness = vllm_metrics.WITNESS + scope.select(*engines)
-        code, cls_ = queries.CODE_LABEL, queries.CLASS_LABEL
-        means = [f"{name}_{part}" for name in vllm_metrics.MEANS for part in ("count", "sum")]
-        counters = scope.select(
-            f'__name__=~"{"|".join(ROUTER_COUNTERS)}"',
-            *routers,
-            queries.one_of(slot, slots),
-            # The first alternative is empty, because each label is missing in most of the metrics.
-            queries.one_of(cls_, ["", queries.SERVER_ERRORS]),
-            queries.one_of(code, ["", queries.UNAVAILABLE, queries.TIMED_OUT]),
-        )
-        latency = queries.LATENCY + scope.select(*routers, queries.one_of(slot, slots))
-        uptime = queries.ROUTER_UPTIME + scope.select(*routers)
-        started = queries.ENGINE_STARTED + scope.select(*engines)
+        routers = RouterTexts.of(_where(needs, [n.router for n in needs], scope), slots, scope)
+        engines = EngineTexts.of(_engines(needs, scope), scope)
         return cls(
-            # VictoriaMetrics tells the time of samples that have ended, too.
-            routers_seen=f"max by({pod})(timestamp({uptime}) and {uptime})",
-            router_counters=f"max by(__name__,{pod},{slot},{cls_},{code})({counters})",
-            router_latency=f"max by({pod},{slot},le)({latency})",
-            engines_seen=f"max by({pod})(timestamp({witness}) and {witness})",
-            # A sidecar has a start of its own: only what is scraped from the engine's port counts.
-            engines_started=f"max by({pod})({started} and on({pod},instance) {witness})",
-            engine_scalars=_summed(scope, engines, [*vllm_metrics.SCALARS, *means]),
-            engine_histograms={
-                name: _summed(scope, engines, (f"{name}_bucket", f"{name}_sum"))
-                for name in vllm_metrics.HISTOGRAMS
-            },
+            routers_seen=routers.seen,
+            router_counters=routers.counters,
+            router_latency=routers.latency,
+            engines_seen=engines.seen,
+            engines_started=engines.started,
+            engine_scalars=engines.scalars,
+            engine_histograms=engines.histograms,
             custom=_custom(needs, scope),
         )
 

@@ -297,6 +297,16 @@ class Scrapes:
             for need in needs
         }
 
+    def engines(self, at: float) -> dict[str, EngineSample]:
+        """Return what every engine pod that was scraped had counted at an instant, by its name."""
+        pods = self._engines.get(at, {})
+        return {_called(whose): self._at_engine(pod, ()) for whose, pod in pods.items()}
+
+    def routers(self, at: float, slot: str) -> dict[str, RouterSample]:
+        """Return what every router pod had counted for a slot at an instant, by its name."""
+        pods = self._routers.get(at, {})
+        return {_called(whose): self._at_router(pod, slot) for whose, pod in pods.items()}
+
     def _problems(self, signals: Sequence[SignalQuery]) -> list[str]:
         return [
             f"signal {signal.name}: {self._missing[key]}"
@@ -451,6 +461,10 @@ def silence(router: str, last_seen: float | None, now: float) -> tuple[str, ...]
         f"Prometheus has not scraped router {router} since "
         f"{datetime.fromtimestamp(last_seen, UTC):%H:%M:%S} UTC: look at its targets",
     )
+
+
+def _called(whose: tuple[str, str]) -> str:
+    return "/".join(part for part in whose if part)
 
 
 def _whose(series: Series) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,6 +21,9 @@ ROUTER_COUNTS = ("started", "failed", "unanswered")
 ROUTER_BINS = ("latency",)
 ENGINE_COUNTS = ("finished", "preemptions", "prompt_tokens", "generated_tokens")
 ENGINE_BINS = ("e2e", "queue", "prefill", "ttft", "itl")
+
+UNCOUNTABLE = 2.0**53
+"""From here on a float cannot count: it skips numbers."""
 
 FORGOTTEN = 40
 """Instants after which a pod that is not seen any more is forgotten, with its counts."""
@@ -56,8 +60,7 @@ class Increase:
         for name, value in other.counts.items():
             self.counts[name] = self.counts.get(name, 0.0) + value
         for name, bins in other.bins.items():
-            mine = self.bins.get(name)
-            self.bins[name] = bins if mine is None else mine + bins
+            _add(self.bins, name, bins)
         n, m = self.instants, other.instants
         if n == 0:
             self.running, self.waiting = other.running, other.waiting
@@ -168,7 +171,7 @@ class Counting:
             earlier = None if restarted else before.bins.get(name)
             # A histogram that was not shown before had counted nothing: exporters show it with the
             # first observation.
-            _add(found.bins, name, values if earlier is None else values - earlier)
+            _add(found.bins, name, values if earlier is None else _less(values, earlier))
         if not restarted:
             for name in before.bins.keys() - bins.keys():
                 _add(found.bins, name, np.full_like(before.bins[name], np.nan))
@@ -181,28 +184,30 @@ class Counting:
             now, bins = np.array([_number(signal.events), _number(signal.total)]), {}
         before = self._sources.get(key)
         self._sources[key] = _Source(now, bins, None, self._instant)
-        if before is None:
+        if before is None or len(now) != len(before.counts):
+            # Of a signal that was another kind before, nothing can be said yet.
             return
         restarted = _restarted(before, now, bins, None)
-        if not restarted and len(now) == len(before.counts):
+        if not restarted:
             for part, value in zip(("events", "total"), now - before.counts, strict=False):
                 label = f"custom.{name}.{part}"
                 found.counts[label] = found.counts.get(label, 0.0) + float(value)
         for label, values in bins.items():
             earlier = before.bins.get(label)
             if earlier is not None:
-                _add(found.bins, label, np.maximum(values - earlier, 0.0))
+                _add(found.bins, label, np.maximum(_less(values, earlier), 0.0))
 
     def _read_off(self, name: str, histogram: Bins) -> Array:
         """Return cumulative counts at the kept bounds, then the sum; NaN for no sound histogram."""
         kept = self._bounds.get(name)
         if kept is None:
             if not _is_sound(histogram):
-                return np.full(len(histogram.bounds) + 1, np.nan)
+                return np.full(2, np.nan)
             kept = self._bounds[name] = histogram.bounds
-        counts = np.array((*histogram.counts, _number(histogram.sum)))
         if histogram.bounds is kept or histogram.bounds == kept:
-            return counts
+            if not _are_counts(histogram.counts, len(kept)):
+                return np.full(len(kept) + 1, np.nan)
+            return np.array((*histogram.counts, _number(histogram.sum)))
         if not _is_sound(histogram):
             return np.full(len(kept) + 1, np.nan)
         read = np.interp(kept[:-1], (0.0, *histogram.bounds[:-1]), (0.0, *histogram.counts[:-1]))
@@ -250,6 +255,15 @@ def _add(bins: dict[str, Array], name: str, values: Array) -> None:
         bins[name] = values
     elif len(known) == len(values):
         bins[name] = known + values
+    else:
+        # One of them is from before the bounds were known.
+        bins[name] = np.full(max(len(known), len(values)), np.nan)
+
+
+def _less(values: Array, earlier: Array) -> Array:
+    if len(values) == len(earlier):
+        return values - earlier
+    return np.full(max(len(values), len(earlier)), np.nan)
 
 
 def _total(values: Iterable[float | None]) -> float:
@@ -258,18 +272,27 @@ def _total(values: Iterable[float | None]) -> float:
 
 
 def _number(value: float | None) -> float:
-    if value is None or not math.isfinite(value) or value < 0:
+    if value is None or not 0 <= value < UNCOUNTABLE:
         return math.nan
     return value
 
 
 def _is_sound(histogram: Bins) -> bool:
-    bounds, counts = np.array(histogram.bounds), np.array(histogram.counts)
+    bounds = histogram.bounds
     return (
-        len(bounds) == len(counts) >= 2
+        len(bounds) >= 2
         and math.isinf(bounds[-1])
-        and bool(np.all(np.diff(bounds) > 0))
-        and bool(np.all(np.isfinite(counts)))
-        and bool(np.all(np.diff(counts) >= 0))
+        and all(one < other for one, other in pairwise(bounds))
+        and _are_counts(histogram.counts, len(bounds))
+    )
+
+
+def _are_counts(counts: tuple[float, ...], length: int) -> bool:
+    """Tell whether cumulative counts of so many buckets begin at zero or above and never fall."""
+    # Not a number compares as false with everything, so that none of these lets one pass.
+    return (
+        len(counts) == length
         and counts[0] >= 0
+        and counts[-1] < UNCOUNTABLE
+        and all(one <= other for one, other in pairwise(counts))
     )

@@ -1,0 +1,1 @@
+"""`backtest`: what the analysis would have decided over a stretch of the user's own past."""
