@@ -68,14 +68,23 @@ class Flow:
     at: list[float] = field(default_factory=list)
     started: list[float] = field(default_factory=list)
     active: list[float] = field(default_factory=list)
-    _columns: tuple[Array, Array, Array] | None = None
+    _known: tuple[int, tuple[Array, Array, Array, Array]] | None = None
 
-    def columns(self) -> tuple[Array, Array, Array]:
-        """Return the instants, what came so far and what was in flight, unknown as none."""
-        if self._columns is None or len(self._columns[0]) != len(self.at):
+    def at_ends(self, ends: Array) -> tuple[Array, Array, Array, Array]:
+        """Return what had come and what was in flight when; unknown counts as none.
+
+        Args:
+            ends: Ends of the batches.
+
+        Returns:
+            All instants, what had come by then, the same by the ends, and in flight at the ends.
+        """
+        if self._known is None or self._known[0] != len(ends) or self._known[1][0][-1] < ends[-1]:
+            at, started = np.array(self.at), np.array(self.started)
             active = np.nan_to_num(np.array(self.active))
-            self._columns = np.array(self.at), np.array(self.started), active
-        return self._columns
+            found = at, started, np.interp(ends, at, started), np.interp(ends, at, active)
+            self._known = len(ends), found
+        return self._known[1]
 
 
 class Ledger:
@@ -122,7 +131,8 @@ class Ledger:
             self._note_flow(arm, tick.at, grown[arm])
         if last is None:
             self._reopen(tick.at)
-            self._changed = tick.at if tick.weight > 0 else -math.inf
+            # What came before is not known; it may have been a change.
+            self._changed = tick.at
             return None
         passed = tick.at - last.at
         if math.isnan(self.interval):

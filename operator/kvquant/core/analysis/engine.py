@@ -45,6 +45,9 @@ OTHER_TIME = 1.5
 since, so that only gross harm fails. What lies between that and the usual tolerance neither fails
 nor passes."""
 
+PASSES_OTHER_TIME = 1.1
+"""What such a comparison allows a pass, likewise."""
+
 BY_CHANCE = 1.1
 """Ratio of loads per pod that may be chance among a hundred requests."""
 
@@ -194,7 +197,8 @@ class Analysis:
         def factors(slowdown: float) -> tuple[float, float]:
             """Return the slow-down that fails, and the one that passes."""
             factor = (1 + slowdown) * allowance
-            return factor * other_time, 1 + signals.RELAXED * (factor - 1)
+            easy = factor * (PASSES_OTHER_TIME if history is not None else 1.0)
+            return factor * other_time, 1 + signals.RELAXED * (easy - 1)
 
         for name, quantile, part in (
             ("latencyP50", 0.5, 0.6),
@@ -257,22 +261,15 @@ class Analysis:
         length = span / max(1, len(batches))
         return {
             name: self._evidence(name, harm, tolerance, scope, alpha, length)
+            if harm is not None
+            else _unmeasured(name, tolerance, scope, alone=history is not None)
             for name, (harm, tolerance) in found.items()
         }
 
     def _evidence(
-        self, name: str, harm: Harm | None, tolerance: str, scope: str, alpha: float, length: float
+        self, name: str, harm: Harm, tolerance: str, scope: str, alpha: float, length: float
     ) -> Evidence:
         family = FAMILIES.get(name, "custom")
-        if harm is None:
-            return Evidence(
-                name,
-                family,
-                Verdict.INCONCLUSIVE,
-                tolerance=tolerance,
-                scope=scope,
-                message=f"{name}: not measured yet.",
-            )
         it = harm.estimate
         lower = it.lower(alpha)
         enough = it.batches >= FEWEST_BATCHES and harm.requests >= FEWEST_REQUESTS
@@ -349,7 +346,8 @@ class Analysis:
         if not now > 0:
             return known.where(np.zeros(len(known), dtype=np.bool_))
         theirs = known.side("started", BASELINE) / known.pods(BASELINE) / known.seconds / now
-        sound = (known.fact("whole") * known.fact("calm") > 0) & (theirs >= 0.7)
+        sound = known.fact("whole") * known.fact("calm") * known.fact("warm") > 0
+        sound &= theirs >= 0.7
         sound &= ~signals.queues(known, BASELINE, QUEUEING)
         alike = sound & (theirs <= 1.1)
         # A baseline that was always busier was slower, if anything: better than nothing.
@@ -372,6 +370,20 @@ class Analysis:
 
     def _quantile(self, batches: Batches, arm: int) -> float | None:
         return signals.quantile_of(self.ledger, batches, arm, 0.99)
+
+
+def _unmeasured(name: str, tolerance: str, scope: str, *, alone: bool) -> Evidence:
+    why = "not measured yet"
+    if alone and FAMILIES.get(name) == "p99":
+        why = "no baseline pod ever had the load of a canary pod now, so that there is no control"
+    return Evidence(
+        name,
+        FAMILIES.get(name, "custom"),
+        Verdict.INCONCLUSIVE,
+        tolerance=tolerance,
+        scope=scope,
+        message=f"{name}: {why}.",
+    )
 
 
 _UNITS = {"tokenTime": "seconds", "delivered": "ratio", "pageFaults": "perRequest"}

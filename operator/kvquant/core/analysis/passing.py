@@ -85,7 +85,7 @@ def _doubt(evidence: Evidence, elapsed: float) -> tuple[str, float | None] | Non
         return None
     if evidence.effect is None or evidence.upper is None or evidence.lower is None:
         if evidence.name in REQUIRED:
-            return f"{evidence.name} is not measured", None
+            return evidence.message.rstrip("."), None
         return None
     error = evidence.error
     if evidence.name not in REQUIRED:

@@ -151,8 +151,8 @@ def slower(
     counts = [both[arm].histogram(histogram, arm) for arm in (0, 1)]
     # The first bucket begins at zero; the last has no end, and nothing can be asked beyond it.
     edges = np.array((0.0, *bounds[:-1]))
-    lost = [_lost(both[arm], arm) if by_age else np.zeros(len(both[arm])) for arm in (0, 1)]
-    edge = _quantile(edges, counts[BASELINE].sum(axis=0), float(lost[BASELINE].sum()), quantile)
+    lost = float(finite(both[BASELINE].side("unanswered", BASELINE)).sum()) if by_age else 0.0
+    edge = _quantile(edges, counts[BASELINE].sum(axis=0), lost, quantile)
     if edge is None or edge * max(factor, easy) > bounds[-2]:
         return None
 
@@ -167,7 +167,7 @@ def slower(
     base = beyond(BASELINE, edge)
     ours = beyond(CANARY, edge * factor)
     easier = beyond(CANARY, edge * easy)
-    equal = beyond(BASELINE, edge * easy)
+    equal = _beyond(edges, counts[BASELINE].sum(axis=0), edge * easy)
     difference = _difference if history is None else _from_history
     harm = difference(*ours, *base, 0.0, SHARES)
     relaxed = difference(*easier, *base, 0.0, SHARES)
@@ -181,7 +181,7 @@ def slower(
         edge,
         factor,
         float(ours[1].sum()),
-        float(equal[0].sum() / equal[1].sum() - base[0].sum() / base[1].sum()),
+        equal - (1 - quantile),
     )
 
 
@@ -212,6 +212,12 @@ def _quantile(edges: Array, counts: Array, lost: float, quantile: float) -> floa
     return float(np.interp(quantile * total, below, edges))
 
 
+def _beyond(edges: Array, counts: Array, bound: float) -> float:
+    """Return the share of all that were answered that took longer than a bound."""
+    below = float(_at_or_below(edges, counts[np.newaxis], bound)[0])
+    return 1 - below / float(counts[-2]) if counts[-2] > 0 else 0.0
+
+
 def _at_or_below(edges: Array, counts: Array, bound: float) -> Array:
     """Return how many of each batch took at most so long, interpolated within the bucket."""
     j = int(np.searchsorted(edges, bound, side="left"))
@@ -235,10 +241,9 @@ def _grown_slow(ledger: Ledger, arm: int, histogram: str, edges: Array, bound: f
     known = ledger.table.all()
     counts = known.histogram(histogram, arm)
     late = finite(counts[:, -2] - _at_or_below(edges, counts, bound)) + _lost(known, arm)
-    at, started, active = ledger.flows[arm].columns()
     ends = known.fact("end")
-    came = np.interp(ends, at, started) - np.interp(ends - bound, at, started)
-    old = np.maximum(0.0, np.interp(ends, at, active) - came)
+    at, came_so_far, came_by_end, in_flight = ledger.flows[arm].at_ends(ends)
+    old = np.maximum(0.0, in_flight - came_by_end + np.interp(ends - bound, at, came_so_far))
     so_far = np.maximum.accumulate(np.cumsum(late) + old)
     result: Array = np.diff(so_far, prepend=0.0)
     return np.maximum(result, 0.0)
