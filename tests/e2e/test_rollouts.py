@@ -8,7 +8,7 @@ import pytest
 
 from kvquant.api import names
 from kvquant.api.v1alpha1 import Phase
-from tests.e2e.stage import ROUTER, Stage, failures
+from tests.e2e.stage import ROUTER, Stage, blamed, cause_of, failures, holds
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(420)]
@@ -16,13 +16,15 @@ pytestmark = [pytest.mark.node, pytest.mark.timeout(420)]
 
 def test_a_good_canary_is_promoted_and_the_next_bad_one_rolled_back(stage: Stage) -> None:
     stage.serve(replicas=2, faults="int8_per_token_head:decode_slowdown=3")
-    stage.roll_out("fp8", "fp8")
+    # A quarter is one pod's, so that the next step needs a second one.
+    steps = [{"weight": weight, "soak": "5s"} for weight in (25, 100)]
+    stage.roll_out("fp8", "fp8", steps=steps)
     load = stage.send()
     promoted = stage.until_settled("fp8", Phase.PROMOTED)
 
-    assert stage.weights == [0, 20, 50, 100], "no step is skipped, and none is taken back"
-    assert promoted.condition("Ready").status == "True"  # type: ignore[union-attr]
-    assert promoted.condition("RegimeVerified").status == "True"  # type: ignore[union-attr]
+    assert stage.weights == [0, 25, 80, 100], "no step is skipped, and none is taken back"
+    assert holds(promoted, "Ready")
+    assert holds(promoted, "RegimeVerified")
     wait_until(lambda: stage.replicas_asked("llama") == 0, 20, "the old pool should be retired")
     assert stage.replicas_ready("fp8-pool") == 2, "the new pool serves with the old one's replicas"
     wait_until(
@@ -39,9 +41,9 @@ def test_a_good_canary_is_promoted_and_the_next_bad_one_rolled_back(stage: Stage
     stage.roll_out("int8", "int8", target="fp8-pool")
     rolled_back = stage.until_settled("int8", Phase.ROLLED_BACK)
     assert rolled_back.weights.canary == 0
-    cause = next(d for d in rolled_back.decisions if d.kind.value == "RollBack")
+    cause = cause_of(rolled_back)
     assert cause.reason == "AnalysisFailed"
-    assert "p99" in cause.message
+    assert blamed(rolled_back) == {"p99"}, cause.message
     wait_until(lambda: stage.replicas_asked("int8-pool") == 0, 20, "the bad pool should be retired")
     load.stop()
     assert not failures(load), "the client notices nothing of either rollout"
@@ -53,7 +55,7 @@ def test_a_canary_that_ignores_the_dtype_never_gets_a_request(stage: Stage) -> N
     load = stage.send()
     status = stage.until_settled("fp8", Phase.ROLLED_BACK)
     load.stop()
-    cause = next(d for d in status.decisions if d.kind.value == "RollBack")
+    cause = cause_of(status)
     assert cause.reason == "RegimeProofFailed"
     assert "accepted the flag and ignored it" in cause.message
     assert stage.weights == [0]
@@ -70,9 +72,11 @@ def test_a_canary_that_dies_under_traffic_is_rolled_back_and_the_cause_named(
     load = stage.send()
     status = stage.until_settled("fp8", Phase.ROLLED_BACK)
     load.stop()
-    cause = next(d for d in status.decisions if d.kind.value == "RollBack")
-    assert cause.reason == "AnalysisFailed"
-    assert "oomRetries" in cause.message
+    cause = cause_of(status)
+    # One death would be bad luck. Either the third finds that it was none or, if a death falls
+    # into a batch, the statistics do before.
+    assert cause.reason in ("AnalysisFailed", "EngineKeepsDying")
+    assert "exit code 0" in cause.message
     lost = failures(load)
     assert all(o.began <= cause.at.timestamp() + 5 for o in lost), "after the rollback all is well"
     assert len(lost) < len(load.outcomes) / 10
@@ -134,7 +138,7 @@ def test_people_steer_a_rollout_with_the_command_line(stage: Stage) -> None:
 
     assert "fp8" in kvquant("status")
     kvquant("pause", "fp8")
-    stage.until("fp8", lambda s: _true(s, "Paused"), 20, "the rollout should pause")
+    stage.until("fp8", lambda s: holds(s, "Paused"), 20, "the rollout should pause")
     kvquant("kill", "fp8", "--reason", "a drill")
     stage.until("fp8", lambda s: s.killed and s.weights.canary == 0, 10, "the kill should act")
     kvquant("unkill", "fp8")
@@ -148,8 +152,3 @@ def test_people_steer_a_rollout_with_the_command_line(stage: Stage) -> None:
     stage.cluster.kubectl("delete", names.PLURAL, "fp8", "-n", stage.namespace, "--timeout=90s")
     load.stop()
     assert not failures(load), "no verb costs a request"
-
-
-def _true(status: object, condition: str) -> bool:
-    found = status.condition(condition)  # type: ignore[attr-defined]
-    return found is not None and found.status == "True"

@@ -142,6 +142,14 @@ def test_an_engine_that_keeps_dying_ends_the_attempt_and_names_the_exit_code() -
     )
 
 
+def test_an_engine_that_keeps_dying_of_its_traffic_is_not_said_to_have_never_served() -> None:
+    dying = replace(POD, ready=False, restarts=3, death="Completed, exit code 0")
+    withdrawn = status(Phase.VERIFYING).model_copy(update={"canary_since": NOW})
+    (*_, cause) = turn(withdrawn, canary_pods=(dying,)).status.decisions
+    assert cause.reason == "EngineKeepsDying"
+    assert "pool-1 (Completed, exit code 0; 3 restarts)" in cause.message
+
+
 def test_an_engine_that_refuses_the_dtype_is_not_started_three_times() -> None:
     refusing = replace(POD, ready=False, death="Error, exit code 1: no backend", hopeless=True)
     decision = turn(status(Phase.PROVISIONING), canary_pods=(refusing,))
@@ -243,7 +251,7 @@ def test_the_end_of_a_pause_starts_the_deadline_anew() -> None:
         ({"report": None}, 9999, "MetricsUnavailable"),
         ({"report": report(Verdict.ERROR)}, 9999, "MetricsUnavailable"),
         ({"report": report(Verdict.INCONCLUSIVE)}, 9999, "InsufficientEvidence"),
-        ({"report": report(step=2)}, 9999, "MetricsUnavailable"),
+        ({"report": report(step=2, canary=1)}, 9999, "InsufficientEvidence"),
         ({"report": report(baseline=99_000)}, 9999, "TrafficNotArrived"),
         ({"router": RouterView(2, 2, 1)}, 9999, "RouterNotReady"),
         ({"requests": Requests(paused="Ada")}, 9999, "Paused"),

@@ -26,6 +26,15 @@ def test_the_same_verdict_again_changes_nothing_whatever_its_numbers() -> None:
     assert look(first, SIGN_OF_LIFE.total_seconds() - 1, more) == first
 
 
+def test_how_long_it_will_take_is_written_once_it_is_known() -> None:
+    first = look(status(Phase.PROGRESSING, step=1), 0)
+    later = look(first, 1, report(Verdict.INCONCLUSIVE, canary=1, eta=90))
+    assert later.analysis is not None
+    assert later.analysis.eta_seconds == 90
+    assert look(later, 2, report(Verdict.INCONCLUSIVE, canary=1, eta=80)) == later
+    assert look(later, 3) == later, "a passing doubt about it is no news"
+
+
 def test_once_a_minute_it_is_written_all_the_same() -> None:
     first = look(status(Phase.PROGRESSING, step=1), 0)
     later = look(first, 60, report(Verdict.INCONCLUSIVE, canary=2))

@@ -112,20 +112,18 @@ def _hold_without_metrics(turn: Turn, question: str) -> None:
 
 
 def fails_to_start(turn: Turn) -> bool:
-    """Roll back when an engine keeps dying before it ever served: a retry would not help."""
+    """Roll back when an engine keeps dying while no traffic goes to it: a retry would not help."""
     dying = [p for p in turn.seen.canary_pods if p.hopeless or p.restarts >= START_FAILURES]
-    if dying:
-        roll_back(
-            turn,
-            "EngineFailsToStart",
-            worst(
-                [
-                    f"{p.name} ended before it served ({p.death}; {p.restarts} restarts)"
-                    for p in dying
-                ]
-            ),
-        )
-    return bool(dying)
+    if not dying:
+        return False
+    if turn.status.canary_since is None or any(p.hopeless for p in dying):
+        told = [f"{p.name} ended before it served ({_end(p)})" for p in dying]
+        roll_back(turn, "EngineFailsToStart", worst(told))
+    else:
+        # It had traffic in this attempt, which was taken from it when its last pod died.
+        told = [f"{p.name} ({_end(p)})" for p in dying]
+        roll_back(turn, "EngineKeepsDying", f"Canary engines keep dying: {worst(told)}.")
+    return True
 
 
 def keeps_dying(turn: Turn) -> bool:
@@ -142,9 +140,13 @@ def keeps_dying(turn: Turn) -> bool:
         excess = len(here) - deaths_since(turn.seen.baseline_pods, since)
         dying = here if excess > most else []
     if dying:
-        told = worst([f"{p.name} ({p.death}; {p.restarts} restarts)" for p in dying])
+        told = worst([f"{p.name} ({_end(p)})" for p in dying])
         roll_back(turn, "EngineKeepsDying", f"Canary engines died in this step: {told}.")
     return bool(dying)
+
+
+def _end(pod: PodView) -> str:
+    return f"{pod.death}; {pod.restarts} restarts"
 
 
 def ended(turn: Turn) -> str:

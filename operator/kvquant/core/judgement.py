@@ -11,6 +11,9 @@ from kvquant.core.ticking import GRID
 
 FAMILIES = ("pageFaults", "oomRetries", "p99")
 
+NO_FORECAST = 366 * 86_400.0
+"""Seconds beyond which nobody waits for evidence, and far beyond which no integer holds them."""
+
 
 def settings_of(asked: AnalysisSettings, grid: timedelta = GRID) -> Settings:
     """Return the analysis' settings for what the spec asks.
@@ -48,7 +51,7 @@ def told(report: Report) -> AnalysisReport:
         load_ratio=None if report.load.ratio is None else f"{report.load.ratio:.2f}",
         provisional=report.provisional,
         replicas_needed=report.load.replicas_needed,
-        eta_seconds=None if eta is None else round(eta),
+        eta_seconds=None if eta is None or eta > NO_FORECAST else round(eta),
         budget_spent_percent=round(100 * report.budget_spent),
         signals=tuple(_signal(evidence) for evidence in report.signals[:32]),
     )

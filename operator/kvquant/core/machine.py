@@ -22,7 +22,6 @@ from kvquant.api.v1alpha1 import (
     Verdict,
 )
 from kvquant.core import alarm
-from kvquant.core.analysis import Report
 from kvquant.core.baseline import follow_replicas
 from kvquant.core.conditions import describe
 from kvquant.core.gates import (
@@ -300,7 +299,7 @@ def _why_not_advance(turn: Turn, verdict: Verdict, message: str) -> tuple[str, s
         return "RouterNotReady", router_trouble(turn)
     if verdict is Verdict.ERROR:
         return "MetricsUnavailable", message
-    if turn.seen.report is not None and _traffic_is_missing(turn.seen.report, turn):
+    if _traffic_is_missing(turn):
         return (
             "TrafficNotArrived",
             f"The canary should get {turn.status.weights.canary} % of the requests of "
@@ -315,8 +314,11 @@ def _why_not_advance(turn: Turn, verdict: Verdict, message: str) -> tuple[str, s
     return None
 
 
-def _traffic_is_missing(report: Report, turn: Turn) -> bool:
-    """Tell whether the canary gets less than half of the share that it should."""
+def _traffic_is_missing(turn: Turn) -> bool:
+    """Tell whether the canary gets less than half of the share that it should in this step."""
+    report = turn.seen.report
+    if report is None or report.step != turn.status.step:
+        return False
     arrived = (report.baseline_requests or 0.0) + (report.canary_requests or 0.0)
     expected = arrived * turn.status.weights.canary / 100
     return expected >= ENOUGH_TO_MISS and (report.canary_requests or 0.0) < expected / 2
@@ -433,14 +435,21 @@ def _analyse(turn: Turn) -> AnalysisReport:
     if report is None or problem is not None:
         return silence(problem or "Nothing was measured yet.", turn.now)
     if report.step != turn.status.step:
-        return silence("The step has only just begun.", turn.now)
+        return AnalysisReport(
+            at=turn.now,
+            verdict=Verdict.INCONCLUSIVE,
+            message="Not enough evidence yet: the step has only just begun.",
+        )
     return told(report)
 
 
 def _worth_writing(turn: Turn, report: AnalysisReport) -> AnalysisReport:
-    """Return the report before when the verdicts are the same and it is not old: spares writes."""
+    """Return the report before when it says the same and is not old: spares writes."""
     before = turn.status.analysis
     if before is None or turn.now - before.at >= SIGN_OF_LIFE:
+        return report
+    if before.eta_seconds is None and report.eta_seconds is not None:
+        # From now on it is known how long it will take, which is what people wait to hear.
         return report
     return before if same_verdict(before, report) else report
 

@@ -9,8 +9,8 @@ import pytest
 
 from kvdemo.load import Load, Recipe
 from kvlocal.vllm_cpu import HEAD_SIZE, VllmCpu
-from kvquant.api.v1alpha1 import DecisionRecord, Phase, Status, Verdict
-from tests.e2e.stage import ROUTER, Stage, failures
+from kvquant.api.v1alpha1 import Phase, Verdict
+from tests.e2e.stage import LADDER, ROUTER, Stage, cause_of, failures
 from tests.e2e.vllm import pool
 from tests.waiting import wait_until
 
@@ -42,7 +42,7 @@ def test_fp8_is_proved_by_the_engines_own_capacity_and_promoted(serving: Stage) 
     (proof,) = status.regime_proof
     assert (proof.verdict, proof.dtype) == (Verdict.PASS, "fp8")
     assert (proof.factor, proof.expected_factor) == ("2.00", "2.00")
-    assert serving.weights == [0, 25, 50, 100], "no step is skipped, and none is taken back"
+    assert serving.weights == LADDER, "no step is skipped, and none is taken back"
     assert not failures(load), "the client notices nothing"
     assert {o.from_canary for o in load.outcomes} == {True, False}
 
@@ -52,7 +52,7 @@ def test_int8_is_stopped_before_its_first_request(serving: Stage) -> None:
     with _load(serving) as load:
         status = serving.until_settled("int8", Phase.ROLLED_BACK, timeout=START + 60)
     # The engine accepts the flag, reports the dtype and would crash on a longer prompt.
-    cause = _rollback(status)
+    cause = cause_of(status)
     assert cause.reason == "RegimeProofFailed"
     assert "2.00 times the baseline's (auto), expected 1.78" in cause.message
     assert serving.weights == [0]
@@ -67,9 +67,14 @@ def _roll_out(stage: Stage, dtype: str) -> None:
         dtype,
         target=pool.NAME,
         kvCache={"dtype": dtype, "headDim": HEAD_SIZE},
-        steps=[{"weight": weight, "soak": "10s"} for weight in (25, 50, 100)],
-        # Kernels of a CPU say nothing about latency on a GPU, so that the tail may differ a lot.
-        analysis={"interval": "2s", "minRequests": 30, "p99": {"tolerancePercent": 60}},
+        # Kernels of a CPU say nothing about latency on a GPU, so that it may differ a lot; and two
+        # engines on two cores that others use too answer now quickly and now slowly.
+        analysis={
+            "interval": "1s",
+            "minRequests": 30,
+            "p99": {"tolerancePercent": 100},
+            "holdbackPercent": 20,
+        },
         progressDeadline="5m",
     )
 
@@ -87,7 +92,3 @@ def _load(stage: Stage) -> Iterator[Load]:
         yield load
     finally:
         load.stop()
-
-
-def _rollback(status: Status) -> DecisionRecord:
-    return next(d for d in status.decisions if d.kind.value == "RollBack")
