@@ -148,7 +148,7 @@ class Ledger:
         moved = (tick.weight, tick.step) != (last.weight, last.step)
         self._closing = self.visit
         self.visit += tick.step != last.step
-        if moved or self._is_full(tick.at):
+        if moved or self._is_full(tick.at, last.weight):
             closed = self._close(last, tick.at)
             if moved:
                 self._changed = tick.at
@@ -182,12 +182,13 @@ class Ledger:
             for kept in (flow.at, flow.started, flow.active):
                 del kept[:MOST_INSTANTS]
 
-    def _is_full(self, at: float) -> bool:
+    def _is_full(self, at: float, weight: float) -> bool:
         passed = at - self._begin
         if passed < self._batch - 1e-6 or self._open[0].instants < 2:
             return False
         # An arm that takes requests and ends none is evidence enough.
-        busy = [max(_ended(one), one.counts.get("started", 0.0)) for one in self._open]
+        arms = self._open if weight > 0 else self._open[:1]
+        busy = [max(_ended(one), one.counts.get("started", 0.0)) for one in arms]
         return min(busy) >= WORTHWHILE or passed >= LONGEST * self._batch
 
     def _reopen(self, at: float) -> None:
