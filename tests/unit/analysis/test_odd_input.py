@@ -535,3 +535,28 @@ def test_what_a_sound_pair_fails_to_tell_at_times_makes_nobody_guilty(
         ticks[index] = with_arms(ticks[index], {role: hole})
 
     assert guilty(watch(ticks)) == set()
+
+
+# --- What every report keeps to ---------------------------------------------------------------
+
+
+@TRACES
+def test_a_report_agrees_with_its_own_evidence(ticks: Sequence[Tick]) -> None:
+    for report in watch(ticks):
+        failed = [signal for signal in report.signals if signal.verdict is Verdict.FAIL]
+        assert (report.verdict is Verdict.FAIL) == bool(failed)
+        assert all(signal.message in report.message for signal in failed)
+        assert report.budget_spent == max(signal.spent for signal in report.signals)
+        assert len({signal.name for signal in report.signals}) == len(report.signals)
+        if report.verdict is Verdict.PASS:
+            assert report.eta_seconds is None
+            assert not report.load.message
+        for signal in report.signals:
+            if signal.effect is None or signal.lower is None or signal.relaxed is None:
+                continue
+            assert signal.lower <= signal.effect
+            assert signal.relaxed <= signal.effect
+            assert signal.upper is not None
+            assert signal.upper >= signal.relaxed
+            if signal.lower > 0:
+                assert signal.spent == 1
