@@ -161,14 +161,14 @@ def wandering(rng: np.random.Generator, at: Array) -> Work:
 
 
 def test_identical_engines_that_wander_each_for_itself_are_seldom_rolled_back() -> None:
-    runs, failed = 16, 0
+    runs, failed = 12, 0
     for seed in range(runs):
         rng = default_rng(seed)
         base, ours = split(rng, arrivals(rng, 0, 2100, 4), HALF)
         traffic = Traffic(wandering(rng, base), wandering(rng, ours), HALF, 2100)
         failed += when(watch(traffic.ticks()), Verdict.FAIL) is not None
 
-    # The budget is one in twenty. Were requests taken for independent, it would be six or seven.
+    # The budget is one in twenty. Were requests taken for independent, it would be five.
     assert failed <= 2
 
 
@@ -490,6 +490,8 @@ def test_one_crash_is_bad_luck(told: bool, seen: bool) -> None:
     deaths = next(s for s in reports[-1].signals if s.name == "deaths")
     assert deaths.canary == 1
     assert "bad luck" in deaths.message
+    # What it cost is not held against the canary a second time.
+    assert evidence(reports[-1], "failures") == (0, 0)
 
 
 @SOURCES
