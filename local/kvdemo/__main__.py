@@ -14,6 +14,7 @@ from kvdemo import table
 from kvdemo.load import Load, Outcome, Recipe
 from kvdemo.watch import NAMESPACE, Watch
 from kvlocal import product
+from kvlocal.addons import SCRAPE_SECONDS
 from kvlocal.cache import REPOSITORY
 from kvlocal.cluster import Cluster
 from kvlocal.problems import LocalError
@@ -140,6 +141,7 @@ def _report(cluster: Cluster, name: str) -> None:
         [
             *(sys.executable, "-m", "kvquant.cli", "report", name, "-n", NAMESPACE),
             *("--prometheus-service", "monitoring/prometheus:9090", "-o", str(path)),
+            *("--tick", f"{SCRAPE_SECONDS}s"),
         ],
         env={**os.environ, "KUBECONFIG": str(cluster.kubeconfig)},
         capture_output=True,

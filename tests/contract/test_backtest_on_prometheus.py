@@ -315,14 +315,14 @@ def test_a_pool_is_split_in_two_and_its_false_rollbacks_are_counted(url: str) ->
     pool = ("--baseline", f'pod=~"{name}-.*"')
     common = (*pool, *during(name), *COMPRESSION, "--splits", "6", "--seed", "7")
     answer = told(run(url, *common, "-o", "json"))
-    assert (answer["splits"], answer["seed"]) == (6, 7)
+    assert (answer["splits"], answer["seed"]) == (2, 7), "there are but two"
     assert answer["pods"] == [f"gpu/{name}-baseline", f"gpu/{name}-canary"]
     counts = [answer[key]["count"] for key in ("falseRollbacks", "promoted", "held")]
-    assert sum(counts) == 6
+    assert sum(counts) == 2
     assert counts[0] == 0
     rate = answer["falseRollbacks"]
     assert (rate["rate"], rate["lower"]) == (0.0, 0.0)
-    assert rate["upper"] == pytest.approx(0.459, abs=0.001), "exact, of none in six"
+    assert rate["upper"] == pytest.approx(0.842, abs=0.001), "exact, of none in two"
     assert answer["examples"] == []
     assert answer == told(run(url, *common, "-o", "json")), "the same seed draws the same splits"
 
@@ -331,7 +331,7 @@ def test_a_pool_whose_pods_differ_cries_wolf_and_says_with_which(url: str) -> No
     name = "auto-int8-calm"
     pool = ("--baseline", f'pod=~"{name}-.*"')
     answer = told(run(url, *pool, *during(name), *COMPRESSION, "--splits", "6", "-o", "json"))
-    assert 0 < answer["falseRollbacks"]["count"] < 6
+    assert (answer["falseRollbacks"]["count"], answer["splits"]) == (1, 2)
     assert {pod for one in answer["examples"] for pod in one["canaryPods"]} == {
         f"gpu/{name}-canary"
     }

@@ -375,8 +375,8 @@ def test_defaults_fill_in_down_to_the_nested_ones(target: Target) -> None:
 
     assert spec["targetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "llama"}
     assert [step["weight"] for step in spec["steps"]] == [10, 25, 50, 100]
-    assert spec["analysis"]["minRequests"] == 300
-    assert spec["analysis"]["oomRetries"] == {"tolerancePercent": 1, "maxRestarts": 0}
+    assert spec["analysis"]["minRequests"] == 100
+    assert spec["analysis"]["oomRetries"] == {"tolerancePercent": 1}
     assert spec["promotion"] == {"rollbackWindow": "1h", "oldPool": "ScaleToZero"}
     assert spec["traffic"]["router"]["requestTimeout"] == "15m"
 

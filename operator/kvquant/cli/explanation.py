@@ -23,7 +23,6 @@ TOLERANCES: Mapping[str, str] = {
     "latencyP90": "spec.analysis.p99.tolerancePercent",
     "latencyP99": "spec.analysis.p99.tolerancePercent",
     "failures": "spec.analysis.oomRetries.tolerancePercent",
-    "deaths": "spec.analysis.oomRetries.maxRestarts",
     "pageFaults": "spec.analysis.pageFaults.tolerancePercent",
 }
 """Fields of the spec by which users choose what is tolerated, by signal."""

@@ -49,7 +49,7 @@ def first_fail(ticks: Iterable[Tick]) -> float:
 
 
 def test_an_identical_canary_is_hardly_ever_rolled_back() -> None:
-    found = [first_fail(run(seed, 1.0, BEGIN + 900).ticks()) for seed in range(RUNS)]
+    found = [first_fail(run(seed, 1.0, BEGIN + 780).ticks()) for seed in range(RUNS)]
 
     assert sum(map(math.isfinite, found)) <= 2
 

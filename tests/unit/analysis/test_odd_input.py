@@ -285,6 +285,18 @@ def test_a_gap_from_the_first_batch_on_is_no_evidence(fault: Fault) -> None:
     assert all(not r.canary_requests for r in inside)
 
 
+@pytest.mark.parametrize(
+    "fault", [no_ticks, nothing_scraped, only_the_canary_scraped, only_the_baseline_scraped]
+)
+def test_the_time_of_a_gap_is_no_evidence(fault: Fault) -> None:
+    # A step may not pass the sooner, because time went by of which nothing is known.
+    whole = watch(t for t in SOUND if t.at - EPOCH < 1050)[-1]
+    holed = watch(t for t in fault(list(SOUND)) if t.at - EPOCH < 1050)[-1]
+
+    assert whole.seconds - 420 <= holed.seconds <= whole.seconds - 300
+    assert (holed.canary_requests or 0) < 0.65 * (whole.canary_requests or 0)
+
+
 def test_a_router_that_begins_anew_changes_no_verdict() -> None:
     traffic = rollout()
     traffic.router_restarts = (700.0, 707.0, 1400.0)
@@ -511,7 +523,7 @@ def test_what_is_known_in_part_is_judged_by_that_part(value: float | None) -> No
     )
 )
 @example([(i, "canary", math.nan) for i in range(20, 119)])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_what_a_sound_pair_fails_to_tell_at_times_makes_nobody_guilty(
     holes: list[tuple[int, str, float | None]],
 ) -> None:
@@ -535,3 +547,28 @@ def test_what_a_sound_pair_fails_to_tell_at_times_makes_nobody_guilty(
         ticks[index] = with_arms(ticks[index], {role: hole})
 
     assert guilty(watch(ticks)) == set()
+
+
+# --- What every report keeps to ---------------------------------------------------------------
+
+
+@TRACES
+def test_a_report_agrees_with_its_own_evidence(ticks: Sequence[Tick]) -> None:
+    for report in watch(ticks):
+        failed = [signal for signal in report.signals if signal.verdict is Verdict.FAIL]
+        assert (report.verdict is Verdict.FAIL) == bool(failed)
+        assert all(signal.message in report.message for signal in failed)
+        assert report.budget_spent == max(signal.spent for signal in report.signals)
+        assert len({signal.name for signal in report.signals}) == len(report.signals)
+        if report.verdict is Verdict.PASS:
+            assert report.eta_seconds is None
+            assert not report.load.message
+        for signal in report.signals:
+            if signal.effect is None or signal.lower is None or signal.relaxed is None:
+                continue
+            assert signal.lower <= signal.effect
+            assert signal.relaxed <= signal.effect
+            assert signal.upper is not None
+            assert signal.upper >= signal.relaxed
+            if signal.lower > 0:
+                assert signal.spent == 1

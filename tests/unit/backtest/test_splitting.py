@@ -30,7 +30,8 @@ def test_the_same_seed_draws_the_same_whatever_the_order_of_the_pods() -> None:
 
 
 def test_of_two_pods_either_plays_the_canary() -> None:
-    assert {tuple(split.canary) for split in draw(["a", "b"], 0, 0, 30, seed=1)} == {("a",), ("b",)}
+    drawn = draw(["a", "b"], 0, 0, 30, seed=1)
+    assert sorted(tuple(split.canary) for split in drawn) == [("a",), ("b",)], "each once"
 
 
 def test_a_past_no_longer_than_the_ladder_leaves_one_start() -> None:
@@ -55,7 +56,7 @@ def splits(name: str, count: int) -> Splits:
 
 def test_equal_pods_are_never_told_apart() -> None:
     tried = splits("auto-auto-ladder", 4).tried()
-    assert counted(tried, Verdict.FAIL) == Share(0, 4)
+    assert counted(tried, Verdict.FAIL) == Share(0, 2)
     assert all(one.outcome.report is not None for one in tried)
 
 
@@ -63,7 +64,7 @@ def test_pods_that_differ_are_told_apart_one_way_round() -> None:
     tried = splits("auto-int8-calm", 6).tried()
     failed = {one.split.canary for one in tried if one.outcome.verdict is Verdict.FAIL}
     assert failed == {frozenset({"canary"})}
-    assert 0 < counted(tried, Verdict.FAIL).hits < 6
+    assert counted(tried, Verdict.FAIL) == Share(1, 2)
 
 
 def test_moments_outside_of_a_split_are_none_of_its_business() -> None:

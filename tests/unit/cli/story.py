@@ -16,6 +16,7 @@ from typing import Any
 from kvquant.core import queries
 from kvquant.core.counters import Series
 from kvquant.core.queries import Window
+from kvquant.engines import vllm_metrics
 from tests.unit.cli import made
 
 BOUNDS_MS = (5, 10, 20, 50, 75, 100, 150, 200, 300, 450, 600, 900, 1200, 1800, 2500, 3600)
@@ -94,6 +95,17 @@ def rolled_back() -> dict[str, Any]:
     return _told(made.rolled_back(), BAD, "llama-int8-pool")
 
 
+def split(raw: dict[str, Any]) -> dict[str, Any]:
+    """Let the status know the splits of the traffic, as newer operators do."""
+    known: list[dict[str, Any]] = []
+    for one in raw["status"]["decisions"]:
+        span = {"step": one["step"] if one["weight"] else 0, "weight": one["weight"]}
+        if not known or span != {key: known[-1][key] for key in span}:
+            known.append({"since": one["at"], **span})
+    raw["status"]["traffic"] = known
+    return raw
+
+
 def _told(raw: dict[str, Any], moments: Sequence[Moment], canary: str) -> dict[str, Any]:
     raw["metadata"]["creationTimestamp"] = BEGIN.strftime("%Y-%m-%dT%H:%M:%SZ")
     raw["status"]["decisions"] = [record(moment) for moment in moments]
@@ -147,6 +159,14 @@ class StoryHistory:
 
     def series(self, query: str, window: Window) -> list[Series]:
         self.asked.append(query)
+        if "timestamp(" in query:
+            return self._seen(window, router=queries.ROUTER_UPTIME in query)
+        if queries.TRIES in query:
+            return self._router_since_start(window)
+        if vllm_metrics.WITNESS in query and queries.FINISHED in query:
+            return self._engines(window)
+        if any(name in query for name in vllm_metrics.HISTOGRAMS) or "process_start" in query:
+            return self._engines(window) if queries.FINISHED in query else []
         if queries.LATENCY in query:
             return self._latencies(window)
         if queries.COMPLETED in query:
@@ -173,6 +193,27 @@ class StoryHistory:
             found += [
                 self._line(window, arm, queries.COMPLETED, lambda s: s.completed, **labels),
                 self._line(window, arm, queries.TIMEOUTS, lambda s: 0, **labels),
+                self._line(window, arm, queries.BY_CLASS, lambda s: s.failed, **fives),
+            ]
+        return found
+
+    def _seen(self, window: Window, *, router: bool) -> list[Series]:
+        """When each pod was scraped last; it is asked for as a value."""
+        pods = ["llama-router-6d9f7c8b5d-aaaaa"]
+        if not router:
+            pods = [f"{pool}-6d9f7c8b5d-bbbbb" for pool in ("llama", self._pool)]
+        instants = range(window.start_ms, window.end_ms + 1, window.step_ms)
+        points = [(ms / 1000, ms / 1000) for ms in instants if self._at(ms / 1000, 0) is not None]
+        return [Series({"namespace": "inference", "pod": pod}, points) for pod in pods]
+
+    def _router_since_start(self, window: Window) -> list[Series]:
+        found = []
+        for arm, slot in enumerate(("blue", "green")):
+            labels = {"pod": "llama-router-6d9f7c8b5d-aaaaa", queries.CLUSTER_LABEL: slot}
+            fives = {**labels, queries.CLASS_LABEL: "5"}
+            found += [
+                self._line(window, arm, queries.TRIES, lambda s: s.completed, **labels),
+                self._line(window, arm, queries.ACTIVE, lambda _: 0, **labels),
                 self._line(window, arm, queries.BY_CLASS, lambda s: s.failed, **fives),
             ]
         return found

@@ -189,7 +189,7 @@ def test_what_the_record_lacks_yet_is_told_from_the_status(stage: Stage) -> None
         ({"verdict": "Fail"}, "latencyP99: harm beyond the tolerance, which is at least +20.10"),
         (
             {"verdict": "Fail", "signals": [made.judged("deaths", "Fail", lower=None)]},
-            "deaths: fewer of them, or be tolerated by a larger spec.analysis.oomRetries",
+            "deaths: fewer of them.",
         ),
         (
             {"verdict": "Fail", "signals": [made.judged("x", "Fail", lower="-1.00 points")]},

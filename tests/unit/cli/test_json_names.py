@@ -6,6 +6,7 @@ A name that is added here is new; one that has to be taken away breaks somebody'
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ DECISION: dict[str, set[str]] = {
 REPORT: dict[str, set[str]] = {
     "": {
         *("generatedAt", "version", "summary", "startedAt", "endedAt", "source", "problems"),
-        *("lookSeconds", "rollout", "steps", "points"),
+        *("lookSeconds", "rollout", "steps", "points", "evidence"),
     },
     "steps[]": {"step", "weight", "startedAt", "endedAt", "baseline", "canary"},
     "steps[].baseline": MEASURED,
@@ -71,6 +72,7 @@ REPORT: dict[str, set[str]] = {
     "points[]": {"at", "baseline", "canary"},
     "points[].baseline": MEASURED,
     "points[].canary": MEASURED,
+    "evidence[]": {"at", "step", "signal", "verdict", "effect", "lower", "upper"},
 }
 
 
@@ -107,13 +109,15 @@ def test_what_is_not_known_is_null_and_never_absent(raw: dict[str, Any]) -> None
 
 def test_the_names_of_a_report() -> None:
     from kvquant.cli.report.document import document
+    from kvquant.cli.report.judged import judge
     from kvquant.cli.report.measured import measure
     from tests.unit.cli import story
     from tests.unit.cli.test_status import seen
 
-    rollout = seen(story.promoted())
+    rollout = seen(story.split(story.promoted()))
     measured = measure(rollout, story.good(), story.end())
-    fields = document(rollout, measured, story.end()).model_dump(mode="json", by_alias=True)
+    judged = judge(rollout, story.good(), story.end(), timedelta(seconds=5))
+    fields = document(rollout, measured, judged, story.end()).model_dump(mode="json", by_alias=True)
     found = names(fields)
     assert {place: keys for place, keys in found.items() if "rollout" not in place} == REPORT
     assert found["rollout"] == ROLLOUT[""]

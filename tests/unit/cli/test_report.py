@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,27 @@ def test_the_service_proxy_that_is_forbidden_names_the_right() -> None:
     assert "--prometheus URL needs none" in result.stderr
 
 
+def test_evidence_that_cannot_be_read_is_a_note_and_the_rest_is_drawn() -> None:
+    stage = staged(story.split(story.promoted()))
+    history = telling(story.good())
+
+    def answer(path: str, query: Mapping[str, str]) -> tuple[int, str]:
+        return (500, "too much") if "timestamp(" in query["query"] else history(path, query)
+
+    with serve(answer) as url:
+        result = stage.run("report", "llama-fp8", "-o", "-", "--prometheus", url)
+    assert "warning: The evidence over time is missing: " in result.stderr
+    html = Page(result.stdout)
+    assert "Missing: The evidence over time is missing:" in html.words
+    assert html.tags.count("svg") == 7
+
+
+def test_a_tick_that_does_not_last_is_wrong_usage() -> None:
+    result = staged(story.promoted()).run("report", "llama-fp8", "--tick", "0s")
+    assert result.exit_code == 2
+    assert "--tick" in result.stderr
+
+
 # What goes wrong with the rollout and the file.
 
 
@@ -309,6 +330,46 @@ def test_the_bad_story_tells_failures_latency_and_the_cause() -> None:
     assert "was taken back in step 1 (10 % of the traffic), 1m 12s after its start" in html.words
     assert "p99: canary 38.46 %, baseline 0.84 %" in html.words
     assert "bar canary" in [value for _, name, value in html.attributes if name == "class"]
+
+
+def test_the_evidence_of_a_bad_canary_is_drawn_until_its_lower_bound_is_above_zero() -> None:
+    stage = staged(story.split(story.rolled_back()))
+    common = ("report", "llama-int8", "--tick", "5s")
+    with serve(telling(story.bad())) as url:
+        result = stage.run(*common, "-o", "json", "--prometheus", url)
+        html = page(stage, "llama-int8", "--tick", "5s", "--prometheus", url)
+    assert result.stderr == ""
+    evidence = json.loads(result.stdout)["evidence"]
+    slow = [one for one in evidence if one["signal"] == "latencyP90"]
+    assert slow[-1]["verdict"] == "Fail"
+    assert slow[-1]["lower"] > 0
+    assert slow[0]["lower"] < 0, "and it was not from the first look on"
+    assert {one["step"] for one in evidence} == {1}
+    assert "Evidence: beyond p90" in html.words
+    classes = [value for _, name, value in html.attributes if name == "class"]
+    assert "area interval" in classes
+    assert "dot bad" in classes
+    assert "Evidence: TTFT" not in html.words, "of which nothing was measured"
+
+
+def test_the_evidence_of_a_good_canary_never_fails(good: story.StoryHistory) -> None:
+    stage = staged(story.split(story.promoted()))
+    with serve(telling(good)) as url:
+        result = stage.run("report", "llama-fp8", "-o", "json", "--tick", "5s", "--prometheus", url)
+    evidence = json.loads(result.stdout)["evidence"]
+    assert {one["step"] for one in evidence} >= {1, 2, 3}
+    assert "Fail" not in {one["verdict"] for one in evidence}
+    instants = [one["at"] for one in evidence]
+    assert instants == sorted(instants)
+
+
+def test_a_status_without_splits_has_no_evidence_over_time(good: story.StoryHistory) -> None:
+    with serve(telling(good)) as url:
+        result = staged(story.promoted()).run(
+            "report", "llama-fp8", "-o", "json", "--prometheus", url
+        )
+    assert json.loads(result.stdout)["evidence"] == []
+    assert result.stderr == ""
 
 
 def test_the_api_server_carries_the_queries_to_a_service(good: story.StoryHistory) -> None:

@@ -172,7 +172,7 @@ class SplitsDocument(Model):
     """How often an innocent canary would have been rolled back: one pool split in two at random."""
 
     splits: int
-    """Splits that were tried."""
+    """Splits that were tried, each once: few pods can be split in few ways."""
     seed: int
     """The same seed draws the same splits."""
     source: str

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
-from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord
+from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord, Verdict
 from kvquant.cli.report.measured import Measured, Slice, StepSpan, looks
 from kvquant.cli.report.svg import (
     Node,
@@ -17,6 +17,7 @@ from kvquant.cli.report.svg import (
     seconds,
     value_ticks,
 )
+from kvquant.core.analysis import Evidence, Report
 
 WIDTH = 960.0
 LEFT = 62.0
@@ -36,6 +37,9 @@ MARK = {
     DecisionKind.ROLL_BACK: "bad",
     DecisionKind.KILL: "bad",
 }
+
+FARTHEST = 150.0
+"""Per cent beyond which bounds of evidence are cut off: in the beginning they are wide."""
 
 Value = Callable[[Slice], float | None]
 
@@ -317,20 +321,75 @@ class Plotter:
                 dot.add("title", told)
         return last
 
+    def evidence(self, looks: Sequence[Report], name: str, called: str) -> Chart:
+        """Draw a signal's effect and its bounds: what the verdicts rested on.
+
+        Args:
+            looks: What the analysis saw, oldest first.
+            name: Name of the signal.
+            called: Its name for people.
+        """
+        points = [(look, one) for look in looks for one in look.signals if one.name == name]
+        known = [(_at(look), one) for look, one in points if one.effect is not None]
+        bounds = [(at, *_bounds(one)) for at, one in known]
+        values = [value for _, low, middle, high in bounds for value in (low, middle, high)]
+        high = nice_ceiling(min(FARTHEST, max([*values, 0.0])), 10.0)
+        low = nice_ceiling(min(FARTHEST, -min([*values, 0.0])), 10.0)
+        unit = " %" if known and known[0][1].unit in ("seconds", "ratio") else ""
+        axis = f"{called}: harm beyond the tolerance"
+        height = 150.0
+        svg, y = self._frame(height, high, unit, axis, low=-low)
+        time = self._time
+
+        def place(at: datetime, value: float) -> str:
+            return f"{time(at):.1f} {y(min(high, max(-low, value))):.1f}"
+
+        upper = [place(at, top) for at, _, _, top in bounds]
+        lower = [place(at, bottom) for at, bottom, _, _ in reversed(bounds)]
+        svg.add("path", d="M" + " L".join([*upper, *lower]) + " Z", class_="area interval")
+        svg.add("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(0.0), y2=y(0.0), class_="zero")
+        middle = [place(at, effect) for at, _, effect, _ in bounds]
+        svg.add("path", d="M" + " L".join(middle), class_="line canary")
+        for at, one in known:
+            effect = _bounds(one)[1]
+            dot = svg.add("circle", cx=time(at), cy=y(min(high, max(-low, effect))), r=2)
+            dot.element.set("class", f"dot {'bad' if one.verdict is Verdict.FAIL else 'canary'}")
+            dot.add("title", f"{at:%H:%M:%S} {one.verdict.value}: {one.message}")
+        last = known[-1][1]
+        text = f"{_bounds(last)[1]:+.1f}{unit} {last.verdict.value}"
+        style = "bad" if last.verdict is Verdict.FAIL else "canary"
+        label = y(min(high, max(-low, _bounds(last)[1])))
+        _direct_labels(svg, [(label, style, text)], TOP, height - BOTTOM)
+        kind = "per cent" if unit else "points of a per cent"
+        return Chart(
+            f"Evidence: {called}",
+            f"Harm beyond what is tolerated, in {kind}, with its bounds: it fails when the lower "
+            "one rises above zero, and passes when the upper one falls below it. "
+            f"{last.tolerance} is tolerated.",
+            svg.markup(),
+        )
+
     def _frame(
-        self, height: float, high: float, unit: str, axis: str, top: float = TOP
+        self,
+        height: float,
+        high: float,
+        unit: str,
+        axis: str,
+        top: float = TOP,
+        low: float = 0.0,
     ) -> tuple[Node, Scale]:
         """Return a drawing with axes, shaded steps and marked decisions."""
         svg = drawing(WIDTH, height, axis)
         time, floor = self._time, height - BOTTOM
-        y = Scale(0.0, high, floor, top)
+        y = Scale(low, high, floor, top)
         for index, step in enumerate(self.steps):
             x, end = time(step.span.start), time(step.span.end)
             style = "band odd" if index % 2 else "band"
             svg.add("rect", x=x, y=top, width=max(0.0, end - x), height=floor - top, class_=style)
             if end - x >= NARROWEST_LABEL:
                 svg.add("text", f"{step.weight} %", x=(x + end) / 2, y=top - 5, class_="step")
-        for value in value_ticks(high):
+        below = [-value for value in value_ticks(-low)[1:]] if low < 0 else []
+        for value in [*below, *value_ticks(high)]:
             svg.add("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(value), y2=y(value), class_="grid")
             text = f"{value:,.10g}{unit}"
             svg.add("text", text, x=LEFT - 7, y=y(value) + 4, class_="tick value")
@@ -382,3 +441,15 @@ def _direct_labels(
 
 def _seconds(value: float) -> str:
     return f"{value * 1000:,.0f} ms" if value < 1 else f"{value:,.2f} s"
+
+
+def _bounds(one: Evidence) -> tuple[float, float, float]:
+    """Return a signal's lower bound, effect and upper bound in per cent, or points of it."""
+    effect = 0.0 if one.effect is None else one.effect
+    low = effect if one.lower is None else one.lower
+    high = effect if one.upper is None else one.upper
+    return 100 * min(low, effect), 100 * effect, 100 * max(high, effect)
+
+
+def _at(look: Report) -> datetime:
+    return datetime.fromtimestamp(look.at, UTC)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from kvquant import __version__
 from kvquant.api.fields import Model
-from kvquant.api.v1alpha1 import DecisionKind, Phase
+from kvquant.api.v1alpha1 import DecisionKind, Phase, Verdict
 from kvquant.cli.documents import RolloutDocument, describe
+from kvquant.cli.report.judged import Judged
 from kvquant.cli.report.measured import Measured, Slice, attempt, looks, steps, stretch
 from kvquant.cli.rollouts import Seen
 from kvquant.cli.times import length
@@ -60,6 +61,25 @@ class PointReport(Model):
     """What the canary did in it."""
 
 
+class EvidencePoint(Model):
+    """One signal in one look of the analysis."""
+
+    at: datetime
+    """When the evidence was read."""
+    step: int
+    """Step in effect."""
+    signal: str
+    """Name of the signal."""
+    verdict: Verdict
+    """Verdict of this signal alone."""
+    effect: float
+    """Harm beyond the tolerance, as a fraction: below zero the canary is within it."""
+    lower: float | None
+    """Lower bound of the effect that holds at every look; above zero it fails."""
+    upper: float | None
+    """Upper bound of the effect at the tolerance that a pass allows; below zero it passes."""
+
+
 class ReportDocument(Model):
     """What `report -o json` prints."""
 
@@ -85,9 +105,11 @@ class ReportDocument(Model):
     """Both arms over the whole of each step; empty without Prometheus."""
     points: tuple[PointReport, ...]
     """Both arms over time, oldest first; neighbouring points overlap."""
+    evidence: tuple[EvidencePoint, ...] = ()
+    """What the analysis saw over time, oldest first; empty without Prometheus."""
 
 
-def document(seen: Seen, measured: Measured, now: datetime) -> ReportDocument:
+def document(seen: Seen, measured: Measured, judged: Judged, now: datetime) -> ReportDocument:
     """Return the report for programs."""
     whole = stretch(seen, now)
     canary = {one.span.end: one for one in looks(measured.canary)}
@@ -99,7 +121,7 @@ def document(seen: Seen, measured: Measured, now: datetime) -> ReportDocument:
         started_at=whole.start,
         ended_at=whole.end,
         source=measured.source,
-        problems=measured.problems,
+        problems=(*measured.problems, *([judged.problem] if judged.problem else [])),
         look_seconds=measured.look_seconds,
         rollout=describe(seen, now),
         steps=tuple(
@@ -120,6 +142,20 @@ def document(seen: Seen, measured: Measured, now: datetime) -> ReportDocument:
                 canary=arm(canary[one.span.end]) if one.span.end in canary else empty,
             )
             for one in looks(measured.baseline)
+        ),
+        evidence=tuple(
+            EvidencePoint(
+                at=datetime.fromtimestamp(look.at, UTC),
+                step=look.step,
+                signal=one.name,
+                verdict=one.verdict,
+                effect=one.effect,
+                lower=one.lower,
+                upper=one.upper,
+            )
+            for look in judged.looks
+            for one in look.signals
+            if one.effect is not None
         ),
     )
 

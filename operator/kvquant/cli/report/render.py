@@ -15,6 +15,7 @@ from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord, Phase
 from kvquant.cli.documents import describe
 from kvquant.cli.report.charts import Chart, Plotter, flags
 from kvquant.cli.report.document import arm, counted, summary
+from kvquant.cli.report.judged import Judged, signals
 from kvquant.cli.report.measured import (
     Measured,
     attempt,
@@ -22,6 +23,7 @@ from kvquant.cli.report.measured import (
     stretch,
 )
 from kvquant.cli.rollouts import Seen
+from kvquant.cli.signals import title
 from kvquant.cli.times import length
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -33,7 +35,7 @@ SIGNALS = {
 }
 
 
-def html(seen: Seen, measured: Measured, now: datetime) -> str:
+def html(seen: Seen, measured: Measured, judged: Judged, now: datetime) -> str:
     """Return the report as one HTML document that loads nothing."""
     decisions = attempt(seen)
     marks = flags(decisions)
@@ -48,13 +50,14 @@ def html(seen: Seen, measured: Measured, now: datetime) -> str:
     environment.filters["length"] = length
     environment.filters["clock"] = lambda at: f"{at.astimezone(UTC):%H:%M:%S}"
     environment.filters["day"] = lambda at: f"{at.astimezone(UTC):%Y-%m-%d}"
-    environment.filters["signal"] = lambda name: SIGNALS.get(name, name)
+    environment.filters["signal"] = lambda name: SIGNALS.get(name) or title(name)
     environment.filters["instant"] = lambda at: f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
     environment.filters["number"] = lambda v: "–" if v is None else f"{v:,.0f}"  # noqa: RUF001
     environment.filters["per"] = lambda v: "–" if v is None else f"{v:.2f}"  # noqa: RUF001
     environment.filters["lasting"] = _latency
     environment.filters["pods"] = lambda count: counted(count, "pod")
     whole = stretch(seen, now)
+    charts = _charts(seen, measured, judged, decisions, now)
     return environment.get_template("report.html.j2").render(
         rollout=describe(seen, now),
         outcome=_outcome(seen),
@@ -62,11 +65,11 @@ def html(seen: Seen, measured: Measured, now: datetime) -> str:
         whole=whole,
         dated=len({d.at.astimezone(UTC).date() for d in decisions}) > 1,
         lasted=length(whole.length),
-        charts=[(chart, Markup(chart.svg)) for chart in _charts(seen, measured, decisions, now)],  # noqa: S704 - escaped by construction
+        charts=[(chart, Markup(chart.svg)) for chart in charts],  # noqa: S704 - escaped by construction
         steps=[(one, arm(one.baseline), arm(one.canary)) for one in measured.steps],
         decisions=[(numbers.get(id(d)), d, _style(d)) for d in decisions],
         spec=yaml.safe_dump(_manifest(seen), sort_keys=False, allow_unicode=True, width=90),
-        problems=measured.problems,
+        problems=(*measured.problems, *([judged.problem] if judged.problem else [])),
         source=measured.source,
         version=__version__,
         now=now,
@@ -85,7 +88,11 @@ def _outcome(seen: Seen) -> tuple[str, str]:
 
 
 def _charts(
-    seen: Seen, measured: Measured, decisions: Sequence[DecisionRecord], now: datetime
+    seen: Seen,
+    measured: Measured,
+    judged: Judged,
+    decisions: Sequence[DecisionRecord],
+    now: datetime,
 ) -> list[Chart]:
     plotter = Plotter(measured, steps(seen, now), flags(decisions))
     charts = [plotter.weights(decisions)]
@@ -98,7 +105,8 @@ def _charts(
             plotter.failures(),
             plotter.requests(),
         ]
-    return charts
+    looks = judged.looks
+    return charts + [plotter.evidence(looks, name, title(name)) for name in signals(looks)]
 
 
 def _latency(value: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -14,8 +15,10 @@ from kvquant.cli.errors import Failure
 from kvquant.cli.reading_verbs import dump
 from kvquant.cli.report import document, render
 from kvquant.cli.report.history import History, by_service, by_url
+from kvquant.cli.report.judged import Judged, judge
 from kvquant.cli.report.measured import measure
 from kvquant.cli.session import Session, Verb, with_session
+from kvquant.cli.times import Seconds
 
 
 @click.command(
@@ -47,6 +50,14 @@ from kvquant.cli.session import Session, Verb, with_session
     help="Prometheus inside the cluster, reached through the API server with the kubeconfig's "
     "credentials. [env: KVQUANT_PROMETHEUS_SERVICE]",
 )
+@click.option(
+    "--tick",
+    type=Seconds(),
+    default="15s",
+    show_default=True,
+    envvar="KVQUANT_TICK_SECONDS",
+    help="Time between two looks of the operator, where it was told another one.",
+)
 @with_session
 def report(
     session: Session,
@@ -54,23 +65,30 @@ def report(
     output: str | None,
     prometheus: str | None,
     prometheus_service: str | None,
+    tick: float,
 ) -> None:
     """Write one self-contained HTML file about the latest attempt.
 
-    Plots of weights, latency, page faults and failures of both arms; every decision with its
-    numbers; the regime proof; the spec. Without Prometheus it holds what the status knows, and
-    says what is missing.
+    Plots of weights, latency, page faults and failures of both arms, and of each signal's effect
+    with its bounds as the analysis saw them; every decision with its numbers; the regime proof;
+    the spec. Without Prometheus it holds what the status knows, and says what is missing.
     """
+    if tick <= 0:
+        raise click.BadParameter("it has to last", param_hint="--tick")
     history = _history(session, prometheus, prometheus_service)
     seen = rollouts.find(session.cluster, session.namespace, name)
     now = session.around.now()
     measured = measure(seen, history, now)
-    for problem in measured.problems:
+    judged = Judged()
+    # When nothing was measured, the same Prometheus has nothing to judge either.
+    if history is not None and (measured.baseline or measured.canary):
+        judged = judge(seen, history, measured.shown.end, timedelta(seconds=tick))
+    for problem in (*measured.problems, *([judged.problem] if judged.problem else [])):
         click.echo(f"warning: {problem}", err=True)
     if output == "json":
-        click.echo(dump(document.document(seen, measured, now)))
+        click.echo(dump(document.document(seen, measured, judged, now)))
         return
-    text = render.html(seen, measured, now)
+    text = render.html(seen, measured, judged, now)
     if output == "-":
         sys.stdout.write(text)
         return

@@ -35,11 +35,14 @@ def draw(
 ) -> tuple[Split, ...]:
     """Return random splits: any number of pods up to half of them, at any time that leaves room.
 
+    Of few pods and one start there are only so many. Each is returned once: to try one again shows
+    nothing new, and would make a rate look surer than it is.
+
     Args:
         pods: Names of the pool's pods; at least two.
         start: Earliest start.
         latest: Latest start.
-        count: How many.
+        count: How many to draw.
         seed: The same seed draws the same splits.
     """
     # Nobody's secrets hang on it, and the same seed has to draw the same.
@@ -49,7 +52,7 @@ def draw(
         size = dice.randint(1, max(1, len(pods) // 2))
         canary = frozenset(dice.sample(sorted(pods), size))
         found.append(Split(canary, dice.uniform(start, max(start, latest))))
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 @dataclass(slots=True)
