@@ -296,18 +296,22 @@ def _served(batches: Batches, arm: int) -> Array:
 def carried(batches: Batches, arm: int, threshold: float) -> float:
     """Return the most requests per second that a pod of an arm has carried without a backlog.
 
-    Taken as the mean over one step, or over the time before the first: what it did for a while,
-    and not by a lucky draw.
+    Taken as the mean over a step, or the time before the first, if most of it was without a
+    backlog: what it did for a while, and not what it did while a backlog was worked off.
     """
-    sound = (batches.fact("whole") * batches.fact("calm") > 0) & ~queues(batches, arm, threshold)
-    some = batches.where(sound)
-    if not len(some):
+    if not len(batches):
         return 0.0
-    rates = some.side("ended", arm) / some.pods(arm) / some.seconds
-    visits = some.fact("visit").astype(np.int64)
-    count = np.bincount(visits)
-    total = np.bincount(visits, weights=finite(rates))
-    known = count >= FEW
+    backlog = queues(batches, arm, threshold)
+    near = backlog.copy()
+    near[1:] |= backlog[:-1]
+    near[:-1] |= backlog[1:]
+    sound = (batches.fact("whole") * batches.fact("calm") > 0) & ~near
+    served = np.minimum(batches.side("started", arm), batches.side("ended", arm))
+    rates = finite(served / batches.pods(arm) / batches.seconds)
+    visits = batches.fact("visit").astype(np.int64)
+    count = np.bincount(visits, weights=sound.astype(np.float64))
+    total = np.bincount(visits, weights=np.where(sound, rates, 0.0))
+    known = (count >= FEW) & (2 * count > np.bincount(visits))
     return float((total[known] / count[known]).max()) if known.any() else 0.0
 
 
