@@ -27,6 +27,7 @@ STEP = GRID.total_seconds()
 @click.option("--looks", default=6, show_default=True, help="Ticks that are measured.")
 @click.option("--most", default=1.0, show_default=True, help="Seconds that one tick may take.")
 def main(rollouts: int, pods: int, past: int, looks: int, most: float) -> None:
+    """Measure and tell."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     # The past of one rollout serves all: what it costs to judge does not depend on its numbers.
     one = Fleet(1, pods=pods)
