@@ -137,10 +137,10 @@ def test_with_few_requests_it_tells_how_long_the_evidence_will_take(stage: Stage
 def test_an_equal_canary_at_its_limit_is_never_blamed_for_its_queue(stage: Stage) -> None:
     # Eight at a time, each of which takes 0.75 s: ten requests a second are an engine's limit.
     stage.serve(faults="*:decode_slowdown=10", at_once=8)
-    steps = [{"weight": 50, "soak": "5s"}, {"weight": 100}]
+    steps = [{"weight": 50, "soak": "10m"}, {"weight": 100}]
     stage.roll_out("fp8", "fp8", steps=steps)
     stage.until("fp8", lambda s: s.weights.canary == 50, 90, "the first step should begin")
-    load = stage.send(rate=20)
+    load = stage.send(rate=21)
     since = time.monotonic()
     status = stage.until(
         "fp8",
@@ -149,13 +149,12 @@ def test_an_equal_canary_at_its_limit_is_never_blamed_for_its_queue(stage: Stage
         "two minutes should pass, half an hour of production",
     )
     load.stop()
-    assert DecisionKind.ROLL_BACK not in {d.kind for d in status.decisions}
-    assert status.phase in (Phase.PROGRESSING, Phase.PROMOTED)
-    assert counted(status) > 100 or status.step > 1, "it was looked at"
+    assert status.phase is Phase.PROGRESSING, cause_of(status).message
+    assert counted(status) > 100, "it was looked at"
     for canary in (True, False):
         took = percentile((o.seconds for o in load.outcomes if o.from_canary is canary), 0.9)
         assert took is not None
-        assert took > 1.5, "the engines were at their limit"
+        assert took > 1.2, "the engines were at their limit"
     assert not failures(load)
 
 
