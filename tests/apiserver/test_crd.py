@@ -136,18 +136,18 @@ def test_the_smallest_example_gets_every_default(kubectl: Kubectl, namespace: st
             }
         },
         "steps": [
-            {"weight": 10, "soak": "15m"},
-            {"weight": 25, "soak": "15m"},
-            {"weight": 50, "soak": "30m"},
-            {"weight": 100, "soak": "30m"},
+            {"weight": w, "soak": soak, "onInconclusive": "hold", "decideWithin": "2h"}
+            for w, soak in ((10, "15m"), (25, "15m"), (50, "30m"), (100, "30m"))
         ],
         "alerts": [],
         "analysis": {
             "interval": "15s",
-            "minRequests": 300,
+            "minRequests": 100,
+            "errorBudgetPercent": 5,
+            "holdbackPercent": 5,
             "pageFaults": {"tolerancePercent": 5},
-            "oomRetries": {"tolerancePercent": 1, "maxRestarts": 0},
-            "p99": {"tolerancePercent": 4},
+            "oomRetries": {"tolerancePercent": 1},
+            "p99": {"tolerancePercent": 25},
         },
         "promotion": {"rollbackWindow": "1h", "oldPool": "ScaleToZero"},
         "progressDeadline": "30m",
