@@ -258,7 +258,7 @@ def _arms(done: Work, name: str, instants: Array, traffic: Traffic, *, canary: b
                 replicas=done.pods,
                 deaths=None
                 if traffic.told_deaths is None
-                else sum(d <= instant for d in told or ()),
+                else sum(1 for d in told or () if d <= instant),
             )
         )
     return found

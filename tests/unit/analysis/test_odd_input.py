@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -572,3 +574,17 @@ def test_a_report_agrees_with_its_own_evidence(ticks: Sequence[Tick]) -> None:
             assert signal.upper >= signal.relaxed
             if signal.lower > 0:
                 assert signal.spent == 1
+
+
+@TRACES
+def test_a_report_can_be_written_down(ticks: Sequence[Tick]) -> None:
+    # Numbers of numpy, which simulators like to feed, are none to those who write JSON.
+    deaths: Callable[[int], int] = np.int64  # type: ignore[assignment]
+    dying = [
+        replace(tick, canary=replace(tick.canary, deaths=deaths(index // 30)))
+        for index, tick in enumerate(ticks)
+    ]
+
+    for report in (watch(ticks)[-1], watch(dying)[-1]):
+        told = json.loads(json.dumps(asdict(report)))
+        assert told["verdict"] == report.verdict.value

@@ -146,6 +146,35 @@ def test_what_is_tolerated_is_what_was_asked_for() -> None:
     assert never_fails(watch(traffic.ticks(), lenient))
 
 
+def test_nothing_of_before_a_change_of_the_weight_counts_for_the_step() -> None:
+    # The weight changes in the midst of a batch.
+    stages = (Stage(0, 0, 0, 50, 1), Stage(615, 1, 50), Stage(1020, 2, 50))
+    rng = default_rng(1)
+    base, ours = split(rng, arrivals(rng, 0, 1500, 4), stages)
+    traffic = Traffic(work(rng, base), work(rng, ours), stages, 1500)
+    reports = {r.at - EPOCH: r for r in watch(traffic.ticks())}
+
+    ended = traffic.canary.at + traffic.canary.seconds
+    for begin, end in ((615 + 60, 1005), (1020 + 60, 1500)):
+        assert reports[end].canary_requests == ((ended > begin) & (ended <= end)).sum()
+        assert reports[end].seconds == end - begin
+
+
+def test_harm_that_is_likely_is_believed_after_a_long_wait_only() -> None:
+    traffic = pair(1, end=2400, rate=1.0)
+    traffic.canary = traffic.canary.slowed(1.3)
+    patient, endless = (
+        watch(traffic.ticks(), Settings(patience=seconds)) for seconds in (600.0, math.inf)
+    )
+
+    early, late = when(patient, Verdict.FAIL), when(endless, Verdict.FAIL)
+    assert early is not None
+    assert early >= BEGIN + 60 + 600
+    assert late is None or late > early
+    first = next(r for r in patient if r.verdict is Verdict.FAIL)
+    assert "likely, though not certain" in first.message
+
+
 # --- Noise that is not independent ------------------------------------------------------------
 
 
@@ -483,7 +512,8 @@ SOURCES = pytest.mark.parametrize(
 
 @SOURCES
 def test_one_crash_is_bad_luck(told: bool, seen: bool) -> None:
-    reports = watch(dying(1, 1000.0, told=told, seen=seen).ticks())
+    # So late in a batch that what it costs falls into the next one.
+    reports = watch(dying(1, 1018.0, told=told, seen=seen).ticks())
 
     assert never_fails(reports)
     assert reports[-1].verdict is Verdict.PASS
@@ -512,6 +542,18 @@ def test_a_number_of_deaths_that_was_ruled_out_needs_no_statistics() -> None:
     assert failed is not None
     assert 1000 <= failed <= 1060
     assert never_fails(one_tolerated)
+
+
+def test_time_that_was_compressed_counts_in_full_for_deaths() -> None:
+    ticks = list(dying(1, 700.0, 1300.0, 1900.0, seen=False).ticks())
+    shorter = [replace(tick, at=EPOCH + (tick.at - EPOCH) / 10) for tick in ticks]
+
+    (one,) = (s for s in watch(ticks)[-1].signals if s.name == "deaths")
+    (other,) = (
+        s for s in watch(shorter, Settings(time_scale=10))[-1].signals if s.name == "deaths"
+    )
+    assert "pod-hours" in one.message
+    assert one == other
 
 
 # --- Warm-up ----------------------------------------------------------------------------------
@@ -558,6 +600,13 @@ def test_low_traffic_is_told_how_long_it_will_take(seed: int) -> None:
     # A twentieth of a request per second: a hundred take two thousand seconds, at least.
     missing = 100 - (early.canary_requests or 0)
     assert (early.eta_seconds or 0) > missing / 0.1
+
+
+def test_a_handful_of_requests_an_hour_is_evidence_in_the_end() -> None:
+    report = watch(pair(1, end=4200, rate=0.01).ticks())[-1]
+
+    assert 0 < (report.canary_requests or 0) < 30
+    assert report.seconds >= 1800
 
 
 def test_no_traffic_at_all_is_waited_for_without_a_promise() -> None:

@@ -45,7 +45,7 @@ class Deaths:
             apart: Seconds that separate two incidents, in the time of the recording.
         """
         self.hours += pods * seconds / 3600
-        self.deaths += deaths
+        self.deaths += int(deaths)
         if deaths and at > self.last + apart:
             self.incidents += 1
             self.last = at
