@@ -603,10 +603,10 @@ def test_low_traffic_is_told_how_long_it_will_take(seed: int) -> None:
 
 
 def test_a_handful_of_requests_an_hour_is_evidence_in_the_end() -> None:
-    report = watch(pair(1, end=4200, rate=0.01).ticks())[-1]
+    report = watch(pair(1, end=4200, rate=0.004).ticks())[-1]
 
-    assert 0 < (report.canary_requests or 0) < 30
-    assert report.seconds >= 1800
+    assert 0 < (report.canary_requests or 0) < 20
+    assert report.seconds >= 2900
 
 
 def test_no_traffic_at_all_is_waited_for_without_a_promise() -> None:
