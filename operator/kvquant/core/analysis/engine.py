@@ -179,7 +179,7 @@ class Analysis:
         carried: float,
     ) -> dict[str, Evidence]:
         settings, ledger = self.settings, self.ledger
-        clear = signals.clear(batches)
+        clear = queued = signals.clear(batches)
         history: Batches | None = None
         allowance, other_time = 1.0, 1.0
         pods = self._pods(batches)
@@ -187,6 +187,9 @@ class Analysis:
             allowance = 1 + signals.POOLING * max(0.0, 1 / pods[CANARY] - 1 / pods[BASELINE])
         if ratio is not None and ratio > OVERLOADED:
             history, other_time = self._history(known, batches), OTHER_TIME
+            # A queue may be the hour's doing, so that it fails nobody; it passes nobody either.
+            queued = clear
+            clear = batches.where(~signals.queues(batches, CANARY, QUEUEING))
             if not len(history):
                 clear = clear.where(np.zeros(len(clear), dtype=np.bool_))
         elif ratio is not None:
@@ -206,12 +209,15 @@ class Analysis:
             ("latencyP99", 0.99, 1.0),
         ):
             fails, easy = factors(part * settings.slowdown)
-            found[name] = (
-                signals.slower(
-                    ledger, clear, "latency", quantile, fails, easy, by_age=True, history=history
-                ),
-                f"{percent(fails - 1)} slower",
+            harm = signals.slower(
+                ledger, clear, "latency", quantile, fails, easy, by_age=True, history=history
             )
+            if harm is not None and history is not None:
+                whole = signals.slower(
+                    ledger, queued, "latency", quantile, fails, easy, by_age=True, history=history
+                )
+                harm = replace(harm, relaxed=harm.relaxed if whole is None else whole.relaxed)
+            found[name] = harm, f"{percent(fails - 1)} slower"
         fails, easy = factors(settings.first_token_slowdown)
         # The queue is the load's doing, and a prefill is not. Engines that do not tell them apart
         # are judged by both together.
