@@ -90,6 +90,8 @@ def witness(cluster: Cluster) -> Iterator[Witness]:
     operator = f"http://kvquant-alerts.{product.NAMESPACE}.svc:9095/alerts"
     addons.install_alertmanager(cluster, [operator, witness.url], token, RULES)
     yield witness
+    # Later tests have bad canaries of their own, which are to be found without an alert.
+    addons.remove_alertmanager(cluster)
     configure(cluster, "KVQUANT_ALERTS_POLL-")
     witness.close()
 
