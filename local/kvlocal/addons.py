@@ -121,11 +121,26 @@ def install_alertmanager(cluster: Cluster, urls: Sequence[str], token: str, rule
     """
     cluster.load(images.alertmanager())
     cluster.apply(*_alertmanager(urls, token), *_prometheus(rules))
-    # A running Prometheus does not look at its configuration again.
+    _restart(cluster, "alertmanager", "prometheus")
+
+
+def remove_alertmanager(cluster: Cluster) -> None:
+    """Stop Alertmanager, and have Prometheus, which loses what it has stored, evaluate no rules.
+
+    Raises:
+        LocalError: Prometheus does not become ready.
+    """
+    cluster.kubectl("delete", "deployment/alertmanager", "-n", PROMETHEUS_NAMESPACE)
+    install_prometheus(cluster)
+    _restart(cluster, "prometheus")
+
+
+def _restart(cluster: Cluster, *deployments: str) -> None:
+    """Begin anew with what was applied: nobody here looks at a changed configuration."""
     where = ("-n", PROMETHEUS_NAMESPACE)
-    for name in ("alertmanager", "prometheus"):
+    for name in deployments:
         cluster.kubectl("rollout", "restart", *where, f"deployment/{name}")
-    for name in ("alertmanager", "prometheus"):
+    for name in deployments:
         cluster.kubectl("rollout", "status", "--timeout=90s", *where, f"deployment/{name}")
 
 
