@@ -9,10 +9,10 @@ from pathlib import Path
 
 from bench.decisions import charts
 from bench.decisions.kinds import KINDS
-from bench.decisions.proportion import interval, upper
 from bench.decisions.rollout import CAP, HELD, PROMOTED, ROLLED_BACK, RULES, Outcome
 from bench.decisions.summary import Cell, by_cell
 from bench.decisions.truth import BAD, GOOD, MILD, Truth
+from kvquant.core.proportion import interval, upper
 
 _PAGE = Path(__file__).parents[2] / "docs" / "decision-quality.md"
 _INTRO = Path(__file__).with_name("page.md")

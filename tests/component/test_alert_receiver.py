@@ -32,6 +32,7 @@ from kvquant.core.alerts import Watch, services
 from kvquant.router.pki import make_identity
 from tests.component.test_alerts import BURN, has_traffic
 from tests.site import Site
+from tests.waiting import wait_until
 
 TOKEN = "s3cret-that-is-long-enough"
 WATCH = Watch("inference", "llama-fp8", services("llama", "llama-router", "llama-fp8-pool"))
@@ -228,8 +229,7 @@ def test_a_replay_changes_nothing_and_wakes_nobody(board: AlertBoard, post: Post
     board.stored(WATCH, board.heard(WATCH).mark)
     with ThreadPoolExecutor(1) as thread:
         first = thread.submit(post)
-        while not woken:
-            time.sleep(0.001)
+        wait_until(lambda: woken, 10, "the rollout should be woken", 0.001)
         board.stored(WATCH, board.heard(WATCH).mark)
         assert first.result().status_code == 200
     heard = board.heard(WATCH)

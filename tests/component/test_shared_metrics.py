@@ -19,7 +19,7 @@ from kvquant.adapters.metrics import PrometheusMetrics
 from kvquant.adapters.shared_metrics import FORGOTTEN_AFTER, NEAR_STEPS, SharedMetrics
 from kvquant.api.v1alpha1 import Verdict
 from kvquant.core.analysis import Analysis, Report, Settings
-from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
+from kvquant.core.evidence import CacheConfig
 from kvquant.core.ticking import GRID, Span, TickNeed, Timeline, last_instant
 from kvquant.errors import MetricsError
 from kvquant.patience import Questions, SomethingCameUp
@@ -49,9 +49,6 @@ class Counting:
         self.error: Exception | None = None
         self.most = 10**6
         self.config_sets: list[frozenset[str]] = []
-
-    def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
-        return {}
 
     def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
         first = min(need.since for need in needs)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from kvquant.core.analysis.samples import Tick
-from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
+from kvquant.core.evidence import CacheConfig
 from kvquant.core.ticking import TickNeed, Timeline, first_instant, in_effect, last_instant, silence
 from kvquant.errors import MetricsError
 
@@ -51,9 +51,6 @@ class Asking(Protocol):
     @property
     def grid(self) -> timedelta:
         """Time between two ticks."""
-
-    def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
-        """Return the evidence, as `Metrics` does."""
 
     def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
         """Return the ticks, as `Metrics` does."""
@@ -152,10 +149,6 @@ class SharedMetrics:
         self._configs: Mapping[tuple[str, str], CacheConfig] = {}
         self._configs_of: frozenset[str] = frozenset()
         self._configs_at: datetime | None = None
-
-    def evidence(self, needs: Sequence[EvidenceNeed], now: datetime) -> Mapping[str, Evidence]:
-        """Return the evidence, as `Metrics` does; each rollout's window is its own."""
-        return self._metrics.evidence(needs, now)
 
     def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
         """Return each need's ticks, by its key, from what has been read for all rollouts.

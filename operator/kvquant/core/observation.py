@@ -151,8 +151,3 @@ def deaths_since(pods: tuple[PodView, ...], since: datetime) -> int:
     two steps count once here; the first already exceeds the default allowance.
     """
     return sum(1 for pod in pods if pod.died_at is not None and pod.died_at >= since)
-
-
-def living(pods: tuple[PodView, ...]) -> int:
-    """Count the pods that run, or will."""
-    return sum(1 for pod in pods if not pod.finished)

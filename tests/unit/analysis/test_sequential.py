@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from numpy.random import default_rng
 
-from kvquant.core.analysis import sequential, signals
+from kvquant.core.analysis import comparing, sequential
 from kvquant.core.analysis.sequential import (
     Array,
     Estimate,
@@ -54,7 +54,7 @@ def test_students_quantile_errs_on_the_wide_side_where_little_is_known(freedom: 
 
 
 def test_every_prior_is_worth_enough_for_the_formula() -> None:
-    priors = [one for one in vars(signals).values() if isinstance(one, Prior)]
+    priors = [one for one in vars(comparing).values() if isinstance(one, Prior)]
 
     assert len(priors) >= 4
     assert min(one.batches for one in priors) >= 15

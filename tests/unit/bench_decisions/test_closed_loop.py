@@ -10,7 +10,6 @@ from bench.decisions.books import Counted
 from bench.decisions.histogram import ROUTER, quantile
 from bench.decisions.kayenta import is_high
 from bench.decisions.kinds import KINDS
-from bench.decisions.proportion import interval, upper
 from bench.decisions.rollout import (
     PROMOTED,
     ROLLED_BACK,
@@ -21,6 +20,7 @@ from bench.decisions.rollout import (
 from bench.decisions.world import BASELINE, CANARY, World
 from kvquant.core.envoy_bootstrap import LATENCY_BOUNDS_MS
 from kvquant.core.plan import replicas_for
+from kvquant.core.proportion import interval, upper
 
 PEERS = ("flagger-tight", "argo-loose", "kayenta-loose")
 

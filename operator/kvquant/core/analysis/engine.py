@@ -18,14 +18,14 @@ import numpy as np
 from kvquant.api.v1alpha1 import Verdict
 from kvquant.core.analysis import signals
 from kvquant.core.analysis.batches import QUEUEING, Closed, Ledger
+from kvquant.core.analysis.comparing import RELAXED, Harm
 from kvquant.core.analysis.deaths import SAME_INCIDENT, Deaths, e_value
 from kvquant.core.analysis.load import judge_load
 from kvquant.core.analysis.passing import passes
 from kvquant.core.analysis.report import Evidence, Report, percent, seconds
 from kvquant.core.analysis.samples import Tick
-from kvquant.core.analysis.sequential import boundary, student
+from kvquant.core.analysis.sequential import student
 from kvquant.core.analysis.settings import Settings
-from kvquant.core.analysis.signals import Harm
 from kvquant.core.analysis.table import BASELINE, CANARY, Batches, finite
 
 FOR_DEATHS = 0.25
@@ -179,7 +179,7 @@ class Analysis:
         carried: float,
     ) -> dict[str, Evidence]:
         settings, ledger = self.settings, self.ledger
-        clear = queued = signals.clear(batches)
+        clear = below_limit = signals.clear(batches)
         history: Batches | None = None
         allowance, other_time = 1.0, 1.0
         pods = self._pods(batches)
@@ -188,7 +188,6 @@ class Analysis:
         if ratio is not None and ratio > OVERLOADED:
             history, other_time = self._history(known, batches), OTHER_TIME
             # A queue may be the hour's doing, so that it fails nobody; it passes nobody either.
-            queued = clear
             clear = batches.where(~signals.queues(batches, CANARY, QUEUEING))
             if not len(history):
                 clear = clear.where(np.zeros(len(clear), dtype=np.bool_))
@@ -201,7 +200,7 @@ class Analysis:
             """Return the slow-down that fails, and the one that passes."""
             factor = (1 + slowdown) * allowance
             easy = factor * (PASSES_OTHER_TIME if history is not None else 1.0)
-            return factor * other_time, 1 + signals.RELAXED * (easy - 1)
+            return factor * other_time, 1 + RELAXED * (easy - 1)
 
         for name, quantile, part in (
             ("latencyP50", 0.5, 0.6),
@@ -214,7 +213,14 @@ class Analysis:
             )
             if harm is not None and history is not None:
                 whole = signals.slower(
-                    ledger, queued, "latency", quantile, fails, easy, by_age=True, history=history
+                    ledger,
+                    below_limit,
+                    "latency",
+                    quantile,
+                    fails,
+                    easy,
+                    by_age=True,
+                    history=history,
                 )
                 harm = replace(harm, relaxed=harm.relaxed if whole is None else whole.relaxed)
             found[name] = harm, f"{percent(fails - 1)} slower"
@@ -277,16 +283,16 @@ class Analysis:
     ) -> Evidence:
         family = FAMILIES.get(name, "custom")
         it = harm.estimate
-        lower = it.lower(alpha)
+        limit, upper = it.limit(alpha), harm.relaxed.sound_upper()
+        lower = it.value - limit * it.error
         enough = it.batches >= FEWEST_BATCHES and harm.requests >= FEWEST_REQUESTS
         waited = it.batches * length >= self.settings.patience
         patient = waited and it.beyond() >= student(LIKELY, it.freedom)
         verdict = Verdict.INCONCLUSIVE
         if enough and (lower > 0 or patient):
             verdict = Verdict.FAIL
-        elif harm.relaxed.sound_upper() <= 0:
+        elif upper <= 0:
             verdict = Verdict.PASS
-        limit = student(boundary(it.batches, alpha), it.freedom)
         return Evidence(
             name=name,
             family=family,
@@ -299,7 +305,7 @@ class Analysis:
             relaxed=harm.relaxed.value,
             equal=harm.equal,
             lower=lower,
-            upper=harm.relaxed.sound_upper(),
+            upper=upper,
             tolerance=tolerance,
             spent=min(1.0, max(0.0, it.beyond()) / limit) if it.error > 0 else 0.0,
             scope=scope,

@@ -107,13 +107,17 @@ class Estimate:
     freedom: float
     batches: int
 
+    def limit(self, alpha: float) -> float:
+        """Return how many standard errors the anytime-valid bounds at alpha lie away."""
+        return student(boundary(self.batches, alpha), self.freedom)
+
     def lower(self, alpha: float) -> float:
         """Return the anytime-valid lower bound at the error probability alpha."""
-        return self.value - student(boundary(self.batches, alpha), self.freedom) * self.error
+        return self.value - self.limit(alpha) * self.error
 
     def upper(self, alpha: float) -> float:
         """Return the anytime-valid upper bound at the error probability alpha."""
-        return self.value + student(boundary(self.batches, alpha), self.freedom) * self.error
+        return self.value + self.limit(alpha) * self.error
 
     def shifted(self, by: float) -> Estimate:
         """Return the estimate of the mean plus a number."""

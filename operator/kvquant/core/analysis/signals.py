@@ -1,37 +1,29 @@
-"""The signals: what each compares, over which batches, and how its harm is put as one number.
-
-Every signal is turned into *harm beyond its tolerance*: below zero the canary is within it, above
-zero beyond. A FAIL needs its lower bound above zero, a PASS its upper bound near or below it.
-"""
+"""The signals: what each compares, and over which batches; `comparing` puts it as one number."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kvquant.core.analysis.batches import Ledger
-from kvquant.core.analysis.sequential import Array, Estimate, Prior, estimate
+from kvquant.core.analysis.comparing import (
+    FAULTS,
+    RATIOS,
+    SCATTER,
+    SHARES,
+    Harm,
+    difference,
+    from_history,
+    ratio,
+    shares,
+)
+from kvquant.core.analysis.sequential import Array, estimate
 from kvquant.core.analysis.table import BASELINE, CANARY, Batches, Mask, finite
-
-RELAXED = 1.2
-"""A pass may be wrong by a fifth of the tolerance: being sure of less would take for ever, since
-a canary that is exactly at its tolerance never shows to be within it."""
 
 POOLING = 0.15
 """Slow-down of one pod against very many at the same load per pod, because one pod balances its
 load less well: 7 to 15 % were measured for 1 against 7, 2 to 6 % for 2 against 6."""
-
-# Of shares at the router: at medium load the variance is one to two times the binomial one, while
-# nothing queues; bursts and long prompts make it more.
-SHARES = Prior(inflation=3.0, batches=20.0, floor=1.0)
-FAILURES = Prior(inflation=2.5, batches=15.0, floor=1.0)
-# Preemptions come in clusters: a full cache throws out one sequence after the other.
-FAULTS = Prior(inflation=6.0, batches=20.0, floor=2.0)
-# Logarithms of ratios of means; `SCATTER` is the deviation of one request's.
-RATIOS = Prior(inflation=1.0, batches=15.0, floor=0.05)
-SCATTER = 0.5
 
 DELIVERED = 0.92
 """Share of what comes that a queueing canary must deliver: two equal engines differed by less."""
@@ -42,34 +34,6 @@ beyond doubt."""
 
 FEW = 4
 """Batches from which on it is known what a baseline pod carries."""
-
-RARE = 0.05
-"""Shares below this have skewed counts: their variance is taken where it is largest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Harm:
-    """One signal's harm beyond its tolerance over some batches.
-
-    Attributes:
-        estimate: Harm beyond the tolerance, for a verdict of FAIL.
-        relaxed: Harm beyond the relaxed tolerance, for a verdict of PASS.
-        baseline: The baseline's value, in the signal's unit.
-        canary: The canary's.
-        edge: For shares of slow requests, the baseline's quantile in seconds; else NaN.
-        factor: Slow-down that is tolerated.
-        requests: Canary requests behind it.
-        equal: What `relaxed` would be, were the canary like the baseline.
-    """
-
-    estimate: Estimate
-    relaxed: Estimate
-    baseline: float
-    canary: float
-    edge: float = math.nan
-    factor: float = 1.0
-    requests: float = 0.0
-    equal: float = -math.inf
 
 
 def usable(batches: Batches) -> Batches:
@@ -94,8 +58,6 @@ def at_limit(batches: Batches, arm: int) -> Mask:
     result = deep.copy()
     result[1:] &= deep[:-1]
     result[:-1] |= deep[:-1] & deep[1:]
-    if len(deep) == 1:
-        result[:] = deep
     return result
 
 
@@ -168,9 +130,9 @@ def slower(
     ours = beyond(CANARY, edge * factor)
     easier = beyond(CANARY, edge * easy)
     equal = _beyond(edges, counts[BASELINE].sum(axis=0), edge * easy)
-    difference = _difference if history is None else _from_history
-    harm = difference(*ours, *base, 0.0, SHARES)
-    relaxed = difference(*easier, *base, 0.0, SHARES)
+    compare = difference if history is None else from_history
+    harm = compare(*ours, *base, 0.0, SHARES)
+    relaxed = compare(*easier, *base, 0.0, SHARES)
     if harm is None or relaxed is None:
         return None
     return Harm(
@@ -276,7 +238,7 @@ def tokens_slower(
     sound = np.isfinite(logs) & (served_b > 0) & (served_c > 0)
     if not sound.any():
         return None
-    return _ratio(
+    return ratio(
         logs[sound],
         served_c[sound],
         served_b[sound],
@@ -376,7 +338,7 @@ def failures(batches: Batches, tolerance: float, threshold: float) -> Harm | Non
         return np.where(backlog, np.maximum(0.0, failed - timed_out), failed)
 
     ended = [batches.side("ended", arm) for arm in (BASELINE, CANARY)]
-    return _shares(bad(CANARY), ended[CANARY], bad(BASELINE), ended[BASELINE], tolerance)
+    return shares(bad(CANARY), ended[CANARY], bad(BASELINE), ended[BASELINE], tolerance)
 
 
 def page_faults(batches: Batches, tolerance: float) -> Harm | None:
@@ -389,7 +351,7 @@ def page_faults(batches: Batches, tolerance: float) -> Harm | None:
     events = [batches.side("preemptions", arm) for arm in (0, 1)]
     # A doubled baseline is what its own scatter looks like in a batch.
     base = np.minimum(2 * np.minimum(events[0], cap * finished[0]), finished[0])
-    return _shares(
+    return shares(
         np.minimum(events[1], cap * finished[1]), finished[1], base, finished[0], tolerance, FAULTS
     )
 
@@ -406,112 +368,4 @@ def custom_share(
         events, total = (batches.histogram(part, arm)[:, 0] for part in parts)
         return events if higher_is_worse else total - events, total
 
-    return _shares(*read(CANARY), *read(BASELINE), tolerance)
-
-
-def _shares(
-    canary: Array,
-    canary_total: Array,
-    baseline: Array,
-    baseline_total: Array,
-    tolerance: float,
-    prior: Prior = FAILURES,
-) -> Harm | None:
-    sound = np.isfinite(canary + canary_total + baseline + baseline_total)
-    sound &= (canary_total > 0) & (baseline_total > 0)
-    if not sound.any():
-        return None
-    xc, nc, xb, nb = (part[sound] for part in (canary, canary_total, baseline, baseline_total))
-    harm = _difference(xc, nc, xb, nb, tolerance, prior)
-    alone = _alone(xc, nc, RELAXED * tolerance, prior)
-    if harm is None or alone is None:
-        return None
-    # No baseline is better than one without any event: however little is known of this one, the
-    # canary's own share is the most by which it can be worse.
-    relaxed = harm.shifted((1 - RELAXED) * tolerance)
-    relaxed = min(relaxed, alone, key=Estimate.sound_upper)
-    return Harm(
-        harm,
-        relaxed,
-        float(xb.sum() / nb.sum()),
-        float(xc.sum() / nc.sum()),
-        requests=float(nc.sum()),
-        equal=-RELAXED * tolerance,
-    )
-
-
-def _difference(
-    xc: Array, nc: Array, xb: Array, nb: Array, tolerance: float, prior: Prior
-) -> Estimate | None:
-    """Return the mean difference of two shares beyond a tolerance.
-
-    Batches are weighted as by Mantel and Haenszel (1959); the unit of variance is the binomial one
-    of equal arms.
-    """
-    weights = np.where((nc > 0) & (nb > 0), nc * nb / np.maximum(nc + nb, 1e-9), 0.0)
-    total_c, total_b = float(nc.sum()), float(nb.sum())
-    if total_c <= 0 or total_b <= 0:
-        return None
-    pc = (float(xc.sum()) + 0.5) / (total_c + 1)
-    pb = (float(xb.sum()) + 0.5) / (total_b + 1)
-    pooled = (float(xc.sum() + xb.sum()) + 0.5) / (total_c + total_b + 1)
-    variance = pooled * (1 - pooled)
-    if pooled < RARE:
-        apart = (pc * (1 - pc) / total_c + pb * (1 - pb) / total_b) / (1 / total_c + 1 / total_b)
-        variance = max(variance, apart)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = np.where(weights > 0, xc / nc - xb / nb - tolerance, 0.0)
-    return estimate(values, weights, max(variance, 1e-6), prior)
-
-
-def _alone(xc: Array, nc: Array, tolerance: float, prior: Prior) -> Estimate | None:
-    """Return the mean share of one arm beyond a tolerance."""
-    p = (float(xc.sum()) + 0.5) / (float(nc.sum()) + 1)
-    return estimate(xc / nc - tolerance, nc, max(p * (1 - p), 1e-6), prior)
-
-
-def _from_history(
-    xc: Array, nc: Array, xb: Array, nb: Array, tolerance: float, prior: Prior
-) -> Estimate | None:
-    """Return the same difference when the arms' batches are not from the same time."""
-    total = float(nb.sum())
-    if total <= 0 or float(nc.sum()) <= 0:
-        return None
-    share = (float(xb.sum()) + 0.5) / (total + 1)
-    used = nc > 0
-    values = xc[used] / nc[used] - share - tolerance
-    found = estimate(values, nc[used], max(share * (1 - share), 1e-6), prior)
-    past = estimate(
-        np.where(nb > 0, xb / np.maximum(nb, 1e-9), 0.0),
-        nb,
-        max(share * (1 - share), 1e-6),
-        prior,
-    )
-    if found is None or past is None:
-        return None
-    return replace(found, error=math.hypot(found.error, past.error))
-
-
-def _ratio(
-    logs: Array,
-    n_c: Array,
-    n_b: Array,
-    means_b: Array,
-    means_c: Array,
-    factor: float,
-    easy: float,
-) -> Harm | None:
-    """Return the mean of the logarithms of ratios beyond what fails, and beyond what passes."""
-    factor, easy = math.log(factor), math.log(easy)
-    weights = n_c * n_b / (n_c + n_b)
-    harm = estimate(logs - factor, weights, SCATTER * SCATTER, RATIOS)
-    if harm is None:
-        return None
-    return Harm(
-        harm,
-        harm.shifted(factor - easy),
-        float(np.average(means_b, weights=n_b)),
-        float(np.average(means_c, weights=n_c)),
-        requests=float(n_c.sum()),
-        equal=-easy,
-    )
+    return shares(*read(CANARY), *read(BASELINE), tolerance)

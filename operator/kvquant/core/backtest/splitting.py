@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from kvquant.core.analysis.samples import Arm, EngineSample, Tick
 from kvquant.core.backtest.question import HistoricStep, Moment, spans
 from kvquant.core.backtest.replay import Outcome, Replay
 from kvquant.core.backtest.thresholds import Ruled, Thresholds
+from kvquant.core.proportion import interval
 from kvquant.core.ticking import Span, in_effect
 
 
@@ -162,9 +162,7 @@ class Share:
 
     def __post_init__(self) -> None:
         """Work out the interval."""
-        tail = 0.025
-        low = 0.0 if not self.hits else _share_where(self.hits - 1, self.of, 1 - tail)
-        high = 1.0 if self.hits >= self.of else _share_where(self.hits, self.of, tail)
+        low, high = interval(self.hits, self.of)
         object.__setattr__(self, "lower", low)
         object.__setattr__(self, "upper", high)
 
@@ -177,30 +175,6 @@ class Share:
 def counted(tried: Sequence[Tried], verdict: Verdict) -> Share:
     """Return how many splits had a verdict."""
     return Share(sum(1 for one in tried if one.outcome.verdict is verdict), len(tried))
-
-
-def _share_where(hits: int, of: int, tail: float) -> float:
-    """Return the share at which at most so many hits have that probability (Clopper-Pearson)."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if _at_most(hits, of, middle) > tail:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
-
-
-def _at_most(hits: int, of: int, p: float) -> float:
-    if p <= 0 or p >= 1:
-        return float(p <= 0 or hits >= of)
-    return math.fsum(
-        math.exp(
-            math.lgamma(of + 1) - math.lgamma(k + 1) - math.lgamma(of - k + 1)
-            + k * math.log(p) + (of - k) * math.log1p(-p)
-        )
-        for k in range(hits + 1)
-    )  # fmt: skip
 
 
 def room(start: float, end: float, ladder: timedelta) -> float:
