@@ -1,7 +1,8 @@
 """From the arms' measurements to a verdict. Pure: no Kubernetes, no Prometheus, no clock.
 
 `Analysis` is the one entry. Read `engine` for the rules, `signals` for what each signal measures,
-`comparing` and `sequential` for the formulas, `batches` and `counting` for how counts become evidence.
+`comparing` and `sequential` for the formulas, `batches` and `counting` for how counts become
+evidence.
 """
 
 from __future__ import annotations
