@@ -1,0 +1,1 @@
+"""The shadow service: strips mirrored requests of what is personal, asks both arms, compares."""
