@@ -144,6 +144,7 @@ def _router(folder: Path, upstream: int) -> Iterator[Envoy]:
     service.set_weights(ROUTER, weights)
     envoy = Envoy(
         Bootstrap(
+            shadow=Upstream("127.0.0.1", 9),
             slots={slot: Upstream("127.0.0.1", upstream) for slot in weights},
             weights=weights,
             port=free_port(),

@@ -73,10 +73,11 @@ class Acknowledgement:
 class Traffic(Protocol):
     """The data plane's weights."""
 
-    def set_weights(self, router: RouterKey, weights: Mapping[str, int]) -> None:
+    def set_weights(self, router: RouterKey, weights: Mapping[str, int], mirror: int = 0) -> None:
         """Send the weights by slot (`{"blue": 90, "green": 10}`) to every pod of the router.
 
-        Idempotent: the same weights again send nothing.
+        With them goes the share of requests, in per cent, of which the shadow service gets a copy.
+        Idempotent: the same again sends nothing.
         """
 
     def acknowledged(self, router: RouterKey) -> Acknowledgement:

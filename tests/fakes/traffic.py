@@ -12,6 +12,7 @@ class FakeTraffic:
 
     Attributes:
         weights: What each router follows now.
+        mirrored: Share of the requests that each router copies now.
         history: Every change of weights, in order; repetitions are left out, as none is sent.
         connected: Pods of each router that hold a stream to the operator.
         deaf: Routers that hold their stream and acknowledge nothing.
@@ -21,14 +22,16 @@ class FakeTraffic:
 
     def __init__(self, connected: int = 2) -> None:
         self.weights: dict[RouterKey, dict[str, int]] = {}
+        self.mirrored: dict[RouterKey, int] = {}
         self.history: list[tuple[RouterKey, dict[str, int]]] = []
         self.connected = connected
         self.deaf: set[RouterKey] = set()
         self.calls = 0
         self.forgotten: list[RouterKey] = []
 
-    def set_weights(self, router: RouterKey, weights: Mapping[str, int]) -> None:
+    def set_weights(self, router: RouterKey, weights: Mapping[str, int], mirror: int = 0) -> None:
         self.calls += 1
+        self.mirrored[router] = mirror
         if sum(weights.values()) != 100 or min(weights.values()) < 0:
             raise ValueError(f"weights of {router} are not per cents that sum to 100: {weights}")
         if self.weights.get(router) != weights:

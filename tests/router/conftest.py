@@ -128,6 +128,7 @@ async def stage(
         token=token,
         bootstrap=Bootstrap(
             slots={slot: Upstream(f"{slot}.test", free_port()) for slot in ("blue", "green")},
+            shadow=Upstream("shadow.test", free_port()),
             weights={"blue": 100, "green": 0},
             port=0,
             request_timeout=timedelta(seconds=20),

@@ -59,7 +59,7 @@ def code(error: pytest.ExceptionInfo[grpc.RpcError]) -> grpc.StatusCode:
 def test_a_router_reads_its_own_weights(driven: XdsServer, channel: grpc.Channel) -> None:
     driven.set_weights(OTHER, {"blue": 1, "green": 99})
     assert read_weights(channel, "Bearer good-token") == {
-        "kvquant": {"weight": {"blue": 100, "green": 0}}
+        "kvquant": {"weight": {"blue": 100, "green": 0}, "mirror": 0}
     }
 
 

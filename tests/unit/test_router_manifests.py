@@ -78,6 +78,7 @@ def test_what_others_need_comes_first() -> None:
         ("Service", "llama-router-blue"),
         ("Service", "llama-router-green"),
         ("Service", "llama-router"),
+        ("Service", "llama-router-shadow"),
         ("PodDisruptionBudget", "llama-router"),
         ("Deployment", "llama-router"),
     ]
@@ -96,7 +97,7 @@ def test_weights_change_the_config_map_and_nothing_else(weights: dict[str, int])
     differing = {key for key in before if before[key] != after[key]}
     assert differing == (set() if weights == SPEC.weights else {("ConfigMap", "llama-router")})
     static = bootstrap(replace(SPEC, weights=weights))["layered_runtime"]["layers"][0]
-    assert static["static_layer"] == {"kvquant": {"weight": weights}}
+    assert static["static_layer"] == {"kvquant": {"weight": weights, "mirror": 0}}
 
 
 @pytest.mark.parametrize("field", sorted(CHANGES))

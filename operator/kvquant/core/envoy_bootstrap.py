@@ -2,7 +2,7 @@
 
 Nothing here depends on the operator being alive. Endpoints come by DNS, weights from the layer
 below until the weights service speaks, so that a router which starts alone serves what was
-committed last.
+committed last. Such a router copies nothing: what a copy costs needs somebody who watches.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from kvquant.api import names
 from kvquant.core.envoy_listeners import (
+    MIRROR_KEY,
     STATS_PREFIX,
     WEIGHT_PREFIX,
     clients_listener,
@@ -27,9 +28,11 @@ from kvquant.core.envoy_upstreams import (
     WeightsService,
     admin_cluster,
     seconds,
+    shadow_cluster,
     slot_cluster,
     xds_cluster,
 )
+from kvquant.core.shadow_settings import BUCKETS
 
 ADMIN_PORT = 9901
 """Envoy's admin interface; on loopback only, because it can do anything to the router."""
@@ -38,6 +41,8 @@ STATS_PORT = 9902
 LAYER = "kvquant"
 """Name of the runtime layer, and of the RTDS resource, that the weights service serves."""
 SUM_OF_WEIGHTS = 100
+MOST_MIRRORED = 50
+"""Largest share of requests that is copied, in per cent: each copy is computed three times."""
 
 INITIAL_FETCH_TIMEOUT = timedelta(seconds=3)
 """How long a starting router waits for the weights service before it serves what was committed."""
@@ -54,12 +59,18 @@ LATENCY_BOUNDS_MS = (
 and two significant digits each, which Envoy's histograms resolve exactly."""
 
 
+BODY_BOUNDS = tuple(bound for _, bound in BUCKETS if bound != float("inf"))
+"""Upper bounds of the histogram of the bodies' lengths in bytes. Against it, the shadow service's
+own count tells how much of each length was copied."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
     """What differs from one router to the next.
 
     Attributes:
         slots: Where each slot's pods are found.
+        shadow: Where copies of requests go.
         weights: Committed per cents by slot; they sum to 100.
         port: Port on which clients are served.
         request_timeout: Longest time that one request may take, streaming included.
@@ -71,6 +82,7 @@ class Bootstrap:
     """
 
     slots: Mapping[str, Upstream]
+    shadow: Upstream
     weights: Mapping[str, int]
     port: int
     request_timeout: timedelta
@@ -94,16 +106,33 @@ def check_weights(weights: Mapping[str, int]) -> None:
         raise ValueError(f"weights {dict(weights)} sum to {sum(weights.values())}: make it 100")
 
 
-def runtime_layer(weights: Mapping[str, int]) -> dict[str, Any]:
-    """Return the runtime keys of the weights, as the static layer and RTDS both hold them.
+def check_mirror(mirror: int) -> None:
+    """Raise ValueError unless it is a share of requests that may be copied."""
+    if isinstance(mirror, bool) or not isinstance(mirror, int) or not 0 <= mirror <= MOST_MIRRORED:
+        raise ValueError(f"mirror is {mirror!r}: give whole per cents, 0 to {MOST_MIRRORED}")
+
+
+def runtime_layer(weights: Mapping[str, int], mirror: int = 0) -> dict[str, Any]:
+    """Return the runtime keys of the split, as the static layer and RTDS both hold them.
+
+    Args:
+        weights: Per cents by slot.
+        mirror: Share of the requests of which a copy goes to the shadow service, in per cent.
 
     Raises:
-        ValueError: The weights are not per cents of both slots that sum to 100.
+        ValueError: The weights are not per cents of both slots that sum to 100, or the mirror is
+            none.
     """
     check_weights(weights)
-    layer: dict[str, Any] = {slot: weights[slot] for slot in names.SLOTS}
-    for part in reversed(WEIGHT_PREFIX.split(".")):
-        layer = {part: layer}
+    check_mirror(mirror)
+    layer: dict[str, Any] = {}
+    keys = {f"{WEIGHT_PREFIX}.{slot}": weights[slot] for slot in names.SLOTS}
+    for key, value in (keys | {MIRROR_KEY: mirror}).items():
+        *path, last = key.split(".")
+        inner = layer
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
     return layer
 
 
@@ -122,7 +151,8 @@ def envoy_bootstrap(router: Bootstrap) -> Json:
         "stats_flush_interval": "1s",
         "stats_config": {
             "histogram_bucket_settings": [
-                {"match": {"suffix": "rq_time"}, "buckets": list(LATENCY_BOUNDS_MS)}
+                {"match": {"suffix": "rq_time"}, "buckets": list(LATENCY_BOUNDS_MS)},
+                {"match": {"suffix": "rq_body_size"}, "buckets": list(BODY_BOUNDS)},
             ],
             # Scrapes and probes are no traffic.
             "stats_matcher": {
@@ -183,6 +213,7 @@ def envoy_bootstrap(router: Bootstrap) -> Json:
                     )
                     for slot in names.SLOTS
                 ),
+                shadow_cluster(router.shadow, router.dns_resolver),
                 xds_cluster(router.xds),
                 admin_cluster(router.admin_port),
             ],

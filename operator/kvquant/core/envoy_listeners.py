@@ -6,10 +6,21 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from kvquant.api import names
-from kvquant.core.envoy_upstreams import ADMIN_CLUSTER, BUFFER_LIMIT_BYTES, Json, seconds
+from kvquant.core.envoy_upstreams import (
+    ADMIN_CLUSTER,
+    BUFFER_LIMIT_BYTES,
+    SHADOW_CLUSTER,
+    Json,
+    seconds,
+)
+from kvquant.core.shadow_settings import GENERATION_PATHS, MARK_HEADER
 
 WEIGHT_PREFIX = "kvquant.weight"
 """Runtime keys of the weights: this, a dot and the slot."""
+MIRROR_KEY = "kvquant.mirror"
+"""Runtime key of the share of requests that are copied to the shadow service, in per cent."""
+NEVER_COPIED = ("authorization", "proxy-authorization", "cookie", "x-api-key", "api-key")
+"""Headers that prove who a client is: no copy has them, not even within the cluster."""
 ROUTER_STAT_PREFIX = "router"
 """Label `envoy_http_conn_manager_prefix` of what clients see."""
 STATS_PREFIX = "stats"
@@ -63,7 +74,13 @@ def clients_listener(
         # One hash chooses the arm as well as the pod. A request without the header goes anywhere.
         route["hash_policy"] = [{"header": {"header_name": hash_header}}]
         weighted["use_hash_policy"] = True
-    manager = _connection_manager(ROUTER_STAT_PREFIX, [{"match": {"prefix": "/"}, "route": route}])
+    manager = _connection_manager(
+        ROUTER_STAT_PREFIX,
+        [
+            *(_mirrored(path, route) for path in GENERATION_PATHS),
+            {"match": {"prefix": "/"}, "route": route},
+        ],
+    )
     manager |= {
         "stream_idle_timeout": seconds(request_timeout + IDLE_BEYOND_TIMEOUT),
         "request_headers_timeout": "60s",
@@ -71,6 +88,26 @@ def clients_listener(
         "access_log": [_error_log()],
     }
     return _listener("clients", "0.0.0.0", port, manager)  # noqa: S104 - clients come from other pods
+
+
+def _mirrored(path: str, route: Json) -> Json:
+    """Return the route of an endpoint of which requests are copied, by chance, to the shadow."""
+    return {
+        "match": {"path": path},
+        "route": {
+            **route,
+            "request_mirror_policies": [
+                {
+                    "cluster": SHADOW_CLUSTER,
+                    "request_headers_mutations": [{"remove": name} for name in NEVER_COPIED],
+                    "runtime_fraction": {
+                        "runtime_key": MIRROR_KEY,
+                        "default_value": {"numerator": 0, "denominator": "HUNDRED"},
+                    },
+                }
+            ],
+        },
+    }
 
 
 def stats_listener(port: int) -> Json:
@@ -105,8 +142,9 @@ def _connection_manager(stat_prefix: str, routes: list[Json]) -> Json:
         "server_header_transformation": "PASS_THROUGH",
         "route_config": {
             "name": stat_prefix,
-            # What Envoy says of an untrusted client; engines have no use for it.
-            "request_headers_to_remove": ["x-envoy-external-address"],
+            # What Envoy says of an untrusted client, for which engines have no use; and the mark of
+            # what is not billed, which no client may put on its own requests.
+            "request_headers_to_remove": ["x-envoy-external-address", MARK_HEADER],
             "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}],
         },
         "http_filters": [

@@ -10,6 +10,7 @@ Json = dict[str, Any]
 
 XDS_CLUSTER = "kvquant_xds"
 ADMIN_CLUSTER = "kvquant_admin"
+SHADOW_CLUSTER = "kvquant_shadow"
 
 BUFFER_LIMIT_BYTES = 32 * 1024 * 1024
 """Most that is held of one request or answer while its other side is slow. The longest prompts
@@ -22,6 +23,10 @@ CONNECT_TIMEOUT = timedelta(seconds=3)
 IDLE_TIMEOUT = timedelta(seconds=3)
 """Idle connections are closed by us before the engine does it: vLLM's server closes after 5 s, and
 a request that meets the closing is lost without an answer."""
+MOST_COPIES = 8
+"""Copies of requests that are under way to the shadow service. It takes each within milliseconds;
+of one that hangs, a router must not hold more than this many times the longest body."""
+COPY_TIMEOUT = timedelta(seconds=30)
 CHOICES = 6
 """Pods drawn by chance, of which the one with the fewest requests in flight is taken. Not all of
 them: a pod that refuses connections has the fewest, and every retry would choose it again."""
@@ -164,7 +169,44 @@ def slot_cluster(
                 "explicit_http_config": {"http_protocol_options": {}},
             }
         },
+        "track_cluster_stats": {"request_response_sizes": True},
         "load_assignment": _endpoint(slot, upstream.host, upstream.port),
+    }
+
+
+def shadow_cluster(upstream: Upstream, resolver: tuple[str, int] | None = None) -> Json:
+    """Return the cluster that gets the copies of requests, in which nobody waits for an answer.
+
+    A copy that cannot be sent at once is dropped: nothing of it may ever slow down the original.
+    """
+    return {
+        "name": SHADOW_CLUSTER,
+        "cluster_type": _dns(resolver),
+        "connect_timeout": "1s",
+        # The longest body must fit, because a copy that is held up holds up its original.
+        "per_connection_buffer_limit_bytes": BUFFER_LIMIT_BYTES,
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "priority": "DEFAULT",
+                    "max_connections": MOST_COPIES,
+                    "max_pending_requests": MOST_COPIES,
+                    "max_requests": MOST_COPIES,
+                    "max_retries": 0,
+                }
+            ]
+        },
+        "typed_extension_protocol_options": {
+            _HTTP_OPTIONS[1]: {
+                "@type": _HTTP_OPTIONS[0],
+                "common_http_protocol_options": {
+                    "idle_timeout": seconds(IDLE_TIMEOUT),
+                    "max_stream_duration": seconds(COPY_TIMEOUT),
+                },
+                "explicit_http_config": {"http_protocol_options": {}},
+            }
+        },
+        "load_assignment": _endpoint(SHADOW_CLUSTER, upstream.host, upstream.port),
     }
 
 

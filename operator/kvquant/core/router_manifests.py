@@ -12,6 +12,7 @@ from typing import Any
 from kvquant.api import names
 from kvquant.core.envoy_bootstrap import STATS_PORT, SUM_OF_WEIGHTS, Bootstrap, envoy_bootstrap
 from kvquant.core.envoy_upstreams import Upstream, WeightsService, token_secret
+from kvquant.core.shadow_settings import PORT
 
 Object = dict[str, Any]
 
@@ -86,6 +87,11 @@ def slot_service(router: str, slot: str) -> str:
     return f"{router}-{slot}"
 
 
+def shadow_name(router: str) -> str:
+    """Return the name of the shadow service of a router: of its Service, Deployment and the rest."""
+    return f"{router}-shadow"
+
+
 def router_objects(router: RouterSpec) -> list[Object]:
     """Return the router's objects in the order in which they must be applied.
 
@@ -97,6 +103,7 @@ def router_objects(router: RouterSpec) -> list[Object]:
         _config_map(router),
         *(_slot_service(router, slot) for slot in names.SLOTS),
         _service(router),
+        _shadow_service(router),
         _object(
             router,
             "policy/v1",
@@ -150,6 +157,7 @@ def _bootstrap(router: RouterSpec) -> Object:
                 slot: Upstream(slot_service(router.name, slot), router.engine_ports[slot])
                 for slot in names.SLOTS
             },
+            shadow=Upstream(shadow_name(router.name), PORT),
             weights=router.weights,
             port=CLIENT_PORT,
             request_timeout=router.request_timeout,
@@ -206,6 +214,25 @@ def _slot_service(router: RouterSpec, slot: str) -> Object:
 def _service(router: RouterSpec) -> Object:
     ports = [{"name": "http", "port": router.port, "targetPort": "http", "protocol": "TCP"}]
     return _object(router, "v1", "Service", spec={"selector": _selector(router), "ports": ports})
+
+
+def _shadow_service(router: RouterSpec) -> Object:
+    """Return the Service to which copies go. It is always there, so that its name always resolves:
+    where no pod stands behind it, a copy is refused at once and forgotten.
+    """
+    ports = [{"name": "copies", "port": PORT, "targetPort": PORT, "protocol": "TCP"}]
+    return _object(
+        router,
+        "v1",
+        "Service",
+        suffix=shadow_name(""),
+        spec={"selector": shadow_selector(router.name), "ports": ports},
+    )
+
+
+def shadow_selector(router: str) -> dict[str, str]:
+    """Return the labels by which the pods of a router's shadow service are found."""
+    return {"app.kubernetes.io/name": "kvquant-shadow", names.LABEL_ROUTER: router}
 
 
 def _deployment(router: RouterSpec) -> Object:

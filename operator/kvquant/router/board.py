@@ -6,16 +6,17 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kvquant.core.envoy_bootstrap import check_weights
+from kvquant.core.envoy_bootstrap import check_mirror, check_weights
 from kvquant.ports import Acknowledgement, RouterKey
 
 
 @dataclass(frozen=True, slots=True)
 class Posting:
-    """Weights of one router, numbered in the order in which they were set."""
+    """Split of one router's traffic, numbered in the order in which they were set."""
 
     version: int
     weights: Mapping[str, int]
+    mirror: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -46,19 +47,21 @@ class Board:
         self._postings: dict[RouterKey, Posting] = {}
         self._followers: dict[RouterKey, dict[str, Follower]] = {}
 
-    def post(self, router: RouterKey, weights: Mapping[str, int]) -> None:
-        """Set a router's weights and wake its streams; the same weights again do nothing.
+    def post(self, router: RouterKey, weights: Mapping[str, int], mirror: int = 0) -> None:
+        """Set a router's split and wake its streams; the same again does nothing.
 
         Raises:
-            ValueError: The weights are not per cents of both slots that sum to 100.
+            ValueError: The weights are not per cents of both slots that sum to 100, or the mirror
+                is none.
         """
         check_weights(weights)
+        check_mirror(mirror)
         with self._lock:
             posted = self._postings.get(router)
-            if posted is not None and posted.weights == weights:
+            if posted is not None and (posted.weights, posted.mirror) == (weights, mirror):
                 return
             self._version += 1
-            self._postings[router] = Posting(self._version, dict(weights))
+            self._postings[router] = Posting(self._version, dict(weights), mirror)
             followers = list(self._followers.get(router, {}).values())
         for follower in followers:
             follower.wake()

@@ -118,13 +118,14 @@ class XdsServer:
         thread.join(STOP_TIMEOUT)
         self._loop = None
 
-    def set_weights(self, router: RouterKey, weights: Mapping[str, int]) -> None:
-        """Send weights by slot to every pod of the router; the same again sends nothing.
+    def set_weights(self, router: RouterKey, weights: Mapping[str, int], mirror: int = 0) -> None:
+        """Send the split to every pod of the router; the same again sends nothing.
 
         Raises:
-            ValueError: The weights are not per cents of both slots that sum to 100.
+            ValueError: The weights are not per cents of both slots that sum to 100, or the mirror
+                is none.
         """
-        self._board.post(router, weights)
+        self._board.post(router, weights, mirror)
 
     def acknowledged(self, router: RouterKey) -> Acknowledgement:
         """Return how many pods are connected and how many apply the weights set last."""
@@ -308,7 +309,7 @@ def _from_any_thread(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) 
 
 def _response(posting: Posting) -> discovery_pb2.DiscoveryResponse:
     layer = Struct()
-    layer.update(runtime_layer(posting.weights))
+    layer.update(runtime_layer(posting.weights, posting.mirror))
     resource = any_pb2.Any()
     resource.Pack(rtds_pb2.Runtime(name=LAYER, layer=layer))
     version = str(posting.version)
