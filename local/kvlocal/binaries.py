@@ -23,6 +23,9 @@ PROMETHEUS = "github.com/prometheus/prometheus/cmd/prometheus@v0.316.0"
 ALERTMANAGER = "github.com/prometheus/alertmanager/cmd/alertmanager@v0.31.1"
 """Later versions embed pages that their Go module does not contain."""
 
+S3_GATEWAY = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+"""An S3 server in front of a folder, for the tests of what is kept in buckets."""
+
 
 def component(name: str) -> tuple[str, ...]:
     """Return the command that runs a component, such as kube-apiserver or kubectl.
@@ -105,6 +108,15 @@ def alertmanager() -> Path:
         LocalError: It cannot be built.
     """
     return _install(ALERTMANAGER, [], "about two minutes on two cores, once")
+
+
+def s3_gateway() -> Path:
+    """Return an S3 server in front of a folder.
+
+    Raises:
+        LocalError: It cannot be built.
+    """
+    return _install(S3_GATEWAY, [], "about a minute on two cores, once")
 
 
 def _install(package: str, flags: list[str], how_long: str) -> Path:

@@ -30,7 +30,7 @@ class PairLog(Protocol):
     async def start(self) -> None:
         """Begin, with what an earlier process could not finish."""
 
-    def write(self, record: Mapping[str, object]) -> bool:
+    async def write(self, record: Mapping[str, object]) -> bool:
         """Take a record without waiting; False: it is dropped, because there is no room."""
 
     async def close(self) -> None:
@@ -46,7 +46,7 @@ class NoLog:
     async def start(self) -> None:
         """Do nothing."""
 
-    def write(self, record: Mapping[str, object]) -> bool:  # noqa: ARG002 - it is not kept
+    async def write(self, record: Mapping[str, object]) -> bool:  # noqa: ARG002 - it is not kept
         """Take the record, and forget it."""
         return True
 

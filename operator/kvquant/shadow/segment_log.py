@@ -88,7 +88,7 @@ class SegmentLog:
         """Begin, with what an earlier process could not finish."""
         self._writing = asyncio.create_task(self._write_on())
 
-    def write(self, record: Mapping[str, object]) -> bool:
+    async def write(self, record: Mapping[str, object]) -> bool:
         """Take a record without waiting; False: it is dropped, because there is no room."""
         line = None
         if self._room and self._publisher.fits and not self._closing.is_set():

@@ -98,11 +98,14 @@ def filesystem_of(url: str) -> tuple[AbstractFileSystem, str]:
 
         plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
         scheme: Any = parts.scheme
+        # A cached one would keep the credentials of its first day; fsspec's types know no such word.
+        unshared: dict[str, Any] = {"skip_instance_cache": True}
         filesystem = FsspecStore(
             scheme,
             client_options={"allow_http": plain, "timeout": "60s", "connect_timeout": "5s"},
             # The log tries again by itself, and later than a client would.
             retry_config={"max_retries": 1, "retry_timeout": timedelta(seconds=30)},
+            **unshared,
         )
         return filesystem, f"{parts.netloc}{parts.path}".rstrip("/")
     raise ValueError(

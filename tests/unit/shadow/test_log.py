@@ -45,10 +45,18 @@ async def until(predicate: Callable[[], object], message: str) -> None:
     await asyncio.to_thread(wait_until, predicate, 20, message, 0.01)
 
 
+async def until_it_takes(log: PairLog, number: int, *, taken: bool) -> None:
+    for _ in range(2000):
+        if await log.write({"number": number}) is taken:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail(f"write() should have returned {taken}")
+
+
 async def test_every_record_is_a_line_of_the_rollouts_own_folder(tmp_path: Path) -> None:
     log = opened(tmp_path)
     await log.start()
-    assert all(log.write({"number": number, "text": "größer\u2028\n"}) for number in range(50))
+    assert all([await log.write({"number": n, "text": "größer\u2028\n"}) for n in range(50)])
     await log.close()
     (file,) = segments(tmp_path)
     assert file == tmp_path / "inference/llama/attempt-2/run-1-000001.jsonl"
@@ -67,7 +75,7 @@ async def test_a_segment_ends_by_its_size_or_its_age_and_can_be_read_then(tmp_pa
     )
     await log.start()
     for number in range(10):
-        log.write({"number": number, "text": "x" * 300})
+        await log.write({"number": number, "text": "x" * 300})
     await until(lambda: log.counts.written == 10, "all lines should be written")
     by_size = segments(tmp_path)
     assert [len(records(file)) for file in by_size] == [4, 4], "each a line beyond 1000 bytes"
@@ -93,7 +101,7 @@ async def test_the_share_of_the_rollout_is_kept_and_others_are_left_alone(tmp_pa
     log = opened(tmp_path, settings={"rotate_bytes": 2000, "max_bytes": 10_000})
     await log.start()
     for number in range(200):
-        log.write({"number": number, "text": "x" * 480})
+        await log.write({"number": number, "text": "x" * 480})
     await until(lambda: log.counts.written == 200, "all lines should be written")
     await log.close()
     kept = [file for file in segments(tmp_path) if file not in others]
@@ -108,11 +116,11 @@ async def test_the_share_of_the_rollout_is_kept_and_others_are_left_alone(tmp_pa
 async def test_old_segments_go_whatever_attempt_they_are_of(tmp_path: Path) -> None:
     first = opened(tmp_path, run="early", attempt=1)
     await first.start()
-    first.write({"number": 1})
+    await first.write({"number": 1})
     await first.close()
     second = opened(tmp_path, run="late", attempt=2)
     await second.start()
-    second.write({"number": 2})
+    await second.write({"number": 2})
     await second.close()
     early, late = segments(tmp_path)
     os.utime(early, (1_000_000, 1_000_000))
@@ -134,12 +142,12 @@ async def test_a_disk_that_fills_up_refuses_and_takes_again_when_there_is_room(
     free = [DISK_MARGIN + 1]
     log = opened(tmp_path, around=Surroundings(free=lambda _: free[0]))
     await log.start()
-    assert log.write({"number": 1})
+    assert await log.write({"number": 1})
     free[0] = DISK_MARGIN - 1
-    await until(lambda: not log.write({"number": 2}), "it should refuse when little space is left")
+    await until_it_takes(log, 2, taken=False)
     written = log.counts.written
     free[0] = DISK_MARGIN + 1
-    await until(lambda: log.write({"number": 3}), "it should take again when there is space")
+    await until_it_takes(log, 3, taken=True)
     await log.close()
     assert log.counts.refused >= 1
     assert log.counts.lost == 0
@@ -153,7 +161,7 @@ async def test_memory_is_bounded_while_the_disk_hangs(
     monkeypatch.setattr(segment_log, "MEMORY_BYTES", 10_000)
     log = opened(tmp_path)
     # Not started: nothing is taken from memory, as with a disk that hangs.
-    taken = [log.write({"text": "x" * 900}) for _ in range(100)]
+    taken = [await log.write({"text": "x" * 900}) for _ in range(100)]
     assert taken == [True] * 10 + [False] * 90
     assert log.counts.refused == 90
     await log.close()
@@ -166,8 +174,8 @@ async def test_one_record_beyond_the_memory_is_taken_when_none_waits(
     monkeypatch.setattr(segment_log, "MEMORY_BYTES", 100)
     log = opened(tmp_path)
     await log.start()
-    assert log.write({"text": "x" * 1000})
-    assert not log.write({"text": "y"})
+    assert await log.write({"text": "x" * 1000})
+    assert not await log.write({"text": "y"})
     await log.close()
     assert len(records(*segments(tmp_path))) == 1
 
@@ -191,7 +199,7 @@ async def test_a_failing_disk_is_tried_again_and_loses_nothing(
     await log.start()
     with caplog.at_level(logging.WARNING):
         for number in range(20):
-            log.write({"number": number, "text": "a secret of somebody"})
+            await log.write({"number": number, "text": "a secret of somebody"})
         await until(lambda: log.counts.written == 20, "the lines should be written in the end")
     await log.close()
     assert [r["number"] for r in records(*segments(tmp_path))] == list(range(20))
@@ -204,7 +212,7 @@ async def test_a_folder_that_cannot_be_made_never_ends_the_service(tmp_path: Pat
     (tmp_path / "inference").write_text("a file where the folder should be")
     log = opened(tmp_path)
     await log.start()
-    log.write({"number": 1})
+    await log.write({"number": 1})
     await until(lambda: log.counts.errors, "the failure should be counted")
     await log.close()
     assert log.counts.lost == 1
@@ -215,9 +223,9 @@ async def test_a_record_that_is_no_json_is_dropped_without_telling_what_was_in_i
 ) -> None:
     log = opened(tmp_path)
     await log.start()
-    assert not log.write({"mail": b"jo@example.org"})
-    assert not log.write({"drift": float("nan"), "mail": "jo@example.org"})
-    assert log.write({"text": "half an emoji \ud83d"})
+    assert not await log.write({"mail": b"jo@example.org"})
+    assert not await log.write({"drift": float("nan"), "mail": "jo@example.org"})
+    assert await log.write({"text": "half an emoji \ud83d"})
     await log.close()
     assert records(*segments(tmp_path)) == [{"text": "half an emoji \ud83d"}]
     assert "cannot be written as JSON" in caplog.text
@@ -235,7 +243,7 @@ async def main():
     await log.start()
     number = 0
     while True:
-        if log.write({"number": number, "text": "x" * 20_000}):
+        if await log.write({"number": number, "text": "x" * 20_000}):
             number += 1
         await asyncio.sleep(0)
 
@@ -292,7 +300,7 @@ def test_an_empty_segment_is_left_to_who_may_be_about_to_lock_it(tmp_path: Path)
 async def test_without_settings_nothing_is_kept_and_nothing_refused() -> None:
     log = open_log(None, namespace="inference", rollout="llama", attempt=1, run="run")
     await log.start()
-    assert log.write({"number": 1})
+    assert await log.write({"number": 1})
     await log.close()
 
 
