@@ -1,0 +1,132 @@
+"""Payment cards and bank accounts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from kvquant.shadow.pii.checksums import luhn, mod97
+from kvquant.shadow.pii.digits import Run, compiled, runs
+from kvquant.shadow.pii.finding import Found
+from kvquant.shadow.pii.normalising import View
+
+_SHORTEST_CARD, _LONGEST_CARD = 12, 19
+_BRANDS = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})"
+    r"|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}"
+    r"|3[47]\d{13}"
+    r"|(?:6011|64[4-9]\d|65\d\d)\d{12,15}"
+    r"|35(?:2[89]|[3-8]\d)\d{12,15}"
+    r"|(?:2131|1800)\d{11}"
+    r"|3(?:0[0-5]|[689]\d)\d{11,16}"
+    r"|62\d{14,17}"
+    r"|(?:5018|5020|5038|5[678]\d\d|6304|6759|676[1-3]|0604|6390)\d{8,15}"
+)
+_BY_BRAND = re.compile(r"(?:4-){3,4}[1-4]-|4-6-[45]-")
+"""Sizes of the groups in which cards are written."""
+
+
+def is_card(digits: str) -> bool:
+    """Whether digits are the number of a payment card."""
+    return _BRANDS.fullmatch(digits) is not None and luhn(digits)
+
+
+def cards(view: View, hint: str) -> Iterator[Found]:  # noqa: ARG001
+    """Find payment cards: the brand's prefix and length, and the check digit."""
+    for run in runs(view):
+        if not run.is_fraction:
+            yield from _cards_in(run)
+
+
+def _cards_in(run: Run) -> Iterator[Found]:
+    groups = run.groups
+    low = 1 if run.joined_before else 0
+    high = len(groups) - (1 if run.joined_after else 0)
+    begin = low
+    while begin < high:
+        digits = ""
+        longest = 0
+        for end in range(begin + 1, high + 1):
+            digits += groups[end - 1].digits
+            if len(digits) > _LONGEST_CARD:
+                break
+            if len(digits) < _SHORTEST_CARD or not is_card(digits):
+                continue
+            if _is_written_so(run, begin, end, low, high):
+                longest = end
+        if longest:
+            value = "".join(group.digits for group in groups[begin:longest])
+            yield Found(groups[begin].start, groups[longest - 1].end, "CARD", value)
+        begin = longest or begin + 1
+
+
+def _is_written_so(run: Run, begin: int, end: int, low: int, high: int) -> bool:
+    """Whether groups are a card's, rather than neighbours in a table of numbers."""
+    if end - begin == 1 or (begin, end) == (low, high):
+        return True
+    if all("\n" in separator for separator in run.separators[begin : end - 1]):
+        return True
+    sizes = [len(group.digits) for group in run.groups[begin:end]]
+    if _BY_BRAND.fullmatch("".join(f"{size}-" for size in sizes)):
+        return True
+    size = sizes[0]
+    if size > 3 or any(one != size for one in sizes[:-1]) or sizes[-1] > size:
+        return False
+    # Ones, twos and threes are a card only if there are exactly as many of them in a row.
+    return (begin == low or len(run.groups[begin - 1].digits) != size) and (
+        end == high or len(run.groups[end].digits) != size
+    )
+
+
+_COUNTRIES_OF_LENGTH = {
+    15: "NO",
+    16: "BE",
+    18: "DK FI FK FO GL NL SD",
+    19: "MK SI",
+    20: "AT BA EE KZ LT LU MN XK",
+    21: "CH HR LI LV",
+    22: "BG BH CR DE GB GE IE ME RS VA",
+    23: "AE GI IL IQ OM SO TL",
+    24: "AD CZ ES MD PK RO SA SE SK TN VG",
+    25: "LY PT ST",
+    26: "IS TR",
+    27: "BI DJ FR GR IT MC MR SM",
+    28: "AL AZ BY CY DO GT HN HU LB NI PL SV",
+    29: "BR EG PS QA UA",
+    30: "JO KW MU YE",
+    31: "MT SC",
+    32: "LC",
+    33: "RU",
+}
+_LENGTHS = {
+    country: length for length, names in _COUNTRIES_OF_LENGTH.items() for country in names.split()
+}
+_IBAN_HEAD = compiled(r"(?i)(?:\b|_)[A-Z]{2}[ \-]?[0-9]{2}[ \t\r\n.\-]{0,2}[A-Z0-9]")
+_IBAN_SEPARATORS = " \t\r\n.-"
+
+
+def ibans(view: View, hint: str) -> Iterator[Found]:  # noqa: ARG001
+    """Find IBANs: the country's length, and the check digits."""
+    for match in _IBAN_HEAD.finditer(view.plain):
+        start = match.start() + (view.plain[match.start()] == ord("_"))
+        length = _LENGTHS.get(view.text[start : start + 2].upper())
+        if length is None:
+            continue
+        value, at = "", start
+        gap = 0
+        # The longest has 33 characters, and no more than two separators after each.
+        while at < len(view.text) and len(value) < length and gap <= 2:
+            character = view.text[at]
+            at += 1
+            if character.isascii() and character.isalnum():
+                value += character.upper()
+                gap = 0
+            elif character in _IBAN_SEPARATORS:
+                gap += 1
+            else:
+                break
+        following = view.text[at : at + 1]
+        if len(value) < length or (following.isascii() and following.isalnum()):
+            continue
+        if value[2:4].isdigit() and mod97(value):
+            yield Found(start, at, "IBAN", value)
