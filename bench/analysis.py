@@ -1,7 +1,8 @@
 """What the analysis of many rollouts costs for one tick, on one core.
 
-Every rollout is mid-step, with an hour of evidence behind it. Half of them complete a batch at each
-tick, as in life (a batch is two ticks); the other half are the next tick's.
+Every rollout is in its second step, with an hour of evidence behind it, so that the evidence of
+this step is judged and that of both. Half of them complete a batch at each tick, as in life (a
+batch is two ticks); the other half are the next tick's.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from statistics import median
 
 import click
@@ -34,7 +36,11 @@ def main(rollouts: int, pods: int, past: int, looks: int, most: float) -> None:
     begin = one.began + 600 * STEP
     needs = one.needs(begin)
     (timeline,) = one.timelines(needs, begin, begin + (past + looks + 1) * STEP).values()
-    ticks = timeline.ticks
+    # Before the canary has traffic, then the two steps, half of the time each.
+    ticks = [
+        replace(tick, step=0 if index == 0 else 1 if index < past // 2 else 2)
+        for index, tick in enumerate(timeline.ticks)
+    ]
     click.echo(f"  {rollouts} rollouts take in {past} ticks each ...")
     analyses = []
     for index in range(rollouts):

@@ -7,6 +7,7 @@ Pairing the arms within a short batch is what makes them comparable: whatever ch
 from __future__ import annotations
 
 import math
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,9 +66,10 @@ class Closed:
 class Flow:
     """Requests started so far and in flight, at every instant of one arm."""
 
-    at: list[float] = field(default_factory=list)
-    started: list[float] = field(default_factory=list)
-    active: list[float] = field(default_factory=list)
+    # Packed, because all of it is read again with every batch.
+    at: array[float] = field(default_factory=lambda: array("d"))
+    started: array[float] = field(default_factory=lambda: array("d"))
+    active: array[float] = field(default_factory=lambda: array("d"))
     _known: tuple[int, tuple[Array, Array, Array, Array]] | None = None
 
     def at_ends(self, ends: Array) -> tuple[Array, Array, Array, Array]:

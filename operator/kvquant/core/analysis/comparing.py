@@ -7,6 +7,7 @@ zero, a PASS the upper bound at the relaxed tolerance below it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,23 +32,46 @@ RARE = 0.05
 """Shares below this have skewed counts: their variance is taken where it is largest."""
 
 
+class Counted:
+    """Events by batch, and of how many; with their sums, which several comparisons need."""
+
+    __slots__ = ("events", "every_event", "every_one", "total")
+
+    def __init__(self, events: Array, total: Array) -> None:
+        """Sum up.
+
+        Args:
+            events: By batch.
+            total: Of so many.
+        """
+        self.events, self.total = events, total
+        self.every_event = float(np.add.reduce(events))
+        self.every_one = float(np.add.reduce(total))
+
+    @property
+    def share(self) -> float:
+        """Share of events over all batches."""
+        return self.every_event / self.every_one
+
+
 @dataclass(frozen=True, slots=True)
 class Harm:
     """One signal's harm beyond its tolerance over some batches.
 
     Attributes:
         estimate: Harm beyond the tolerance, for a verdict of FAIL.
-        relaxed: Harm beyond the relaxed tolerance, for a verdict of PASS.
+        relax: Returns the harm beyond the relaxed tolerance, for a verdict of PASS. Worked out
+            only when it is asked for: what fails does not need it.
         baseline: The baseline's value, in the signal's unit.
         canary: The canary's.
         edge: For shares of slow requests, the baseline's quantile in seconds; else NaN.
         factor: Slow-down that is tolerated.
         requests: Canary requests behind it.
-        equal: What `relaxed` would be, were the canary like the baseline.
+        equal: What `relax` would return, were the canary like the baseline.
     """
 
     estimate: Estimate
-    relaxed: Estimate
+    relax: Callable[[], Estimate | None]
     baseline: float
     canary: float
     edge: float = math.nan
@@ -78,75 +102,79 @@ def shares(
     sound &= (canary_total > 0) & (baseline_total > 0)
     if not sound.any():
         return None
-    xc, nc, xb, nb = (part[sound] for part in (canary, canary_total, baseline, baseline_total))
-    harm = difference(xc, nc, xb, nb, tolerance, prior)
-    alone = _alone(xc, nc, RELAXED * tolerance, prior)
-    if harm is None or alone is None:
+    ours = Counted(canary[sound], canary_total[sound])
+    theirs = Counted(baseline[sound], baseline_total[sound])
+    harm = difference(ours, theirs, tolerance, prior)
+    if harm is None:
         return None
-    # No baseline is better than one without any event: however little is known of this one, the
-    # canary's own share is the most by which it can be worse.
-    relaxed = harm.shifted((1 - RELAXED) * tolerance)
-    relaxed = min(relaxed, alone, key=Estimate.sound_upper)
+
+    def relax() -> Estimate | None:
+        alone = _alone(ours, RELAXED * tolerance, prior)
+        # No baseline is better than one without any event: however little is known of this one,
+        # the canary's own share is the most by which it can be worse.
+        relaxed = harm.shifted((1 - RELAXED) * tolerance)
+        return None if alone is None else min(relaxed, alone, key=Estimate.sound_upper)
+
     return Harm(
         harm,
-        relaxed,
-        float(xb.sum() / nb.sum()),
-        float(xc.sum() / nc.sum()),
-        requests=float(nc.sum()),
+        relax,
+        theirs.share,
+        ours.share,
+        requests=ours.every_one,
         equal=-RELAXED * tolerance,
     )
 
 
-def difference(
-    xc: Array, nc: Array, xb: Array, nb: Array, tolerance: float, prior: Prior
-) -> Estimate | None:
+def difference(ours: Counted, theirs: Counted, tolerance: float, prior: Prior) -> Estimate | None:
     """Return the mean difference of two shares beyond a tolerance.
 
     Batches are weighted as by Mantel and Haenszel (1959); the unit of variance is the binomial one
     of equal arms.
     """
-    weights = np.where((nc > 0) & (nb > 0), nc * nb / np.maximum(nc + nb, 1e-9), 0.0)
-    total_c, total_b = float(nc.sum()), float(nb.sum())
+    total_c, total_b = ours.every_one, theirs.every_one
     if total_c <= 0 or total_b <= 0:
         return None
-    pc = (float(xc.sum()) + 0.5) / (total_c + 1)
-    pb = (float(xb.sum()) + 0.5) / (total_b + 1)
-    pooled = (float(xc.sum() + xb.sum()) + 0.5) / (total_c + total_b + 1)
+    pooled = (ours.every_event + theirs.every_event + 0.5) / (total_c + total_b + 1)
     variance = pooled * (1 - pooled)
     if pooled < RARE:
+        pc, pb = (
+            (ours.every_event + 0.5) / (total_c + 1),
+            (theirs.every_event + 0.5) / (total_b + 1),
+        )
         apart = (pc * (1 - pc) / total_c + pb * (1 - pb) / total_b) / (1 / total_c + 1 / total_b)
         variance = max(variance, apart)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = np.where(weights > 0, xc / nc - xb / nb - tolerance, 0.0)
-    return estimate(values, weights, max(variance, 1e-6), prior)
+    xc, nc, xb, nb = ours.events, ours.total, theirs.events, theirs.total
+    used = (nc > 0) & (nb > 0)
+    if not used.all():
+        xc, nc, xb, nb = xc[used], nc[used], xb[used], nb[used]
+    values = xc / nc - xb / nb - tolerance
+    return estimate(values, nc * nb / (nc + nb), max(variance, 1e-6), prior)
 
 
-def _alone(xc: Array, nc: Array, tolerance: float, prior: Prior) -> Estimate | None:
+def _alone(ours: Counted, tolerance: float, prior: Prior) -> Estimate | None:
     """Return the mean share of one arm beyond a tolerance."""
-    p = (float(xc.sum()) + 0.5) / (float(nc.sum()) + 1)
-    return estimate(xc / nc - tolerance, nc, max(p * (1 - p), 1e-6), prior)
+    p = (ours.every_event + 0.5) / (ours.every_one + 1)
+    values = ours.events / ours.total - tolerance
+    return estimate(values, ours.total, max(p * (1 - p), 1e-6), prior)
 
 
-def from_history(
-    xc: Array, nc: Array, xb: Array, nb: Array, tolerance: float, prior: Prior
-) -> Estimate | None:
+def from_history(ours: Counted, past: Counted, tolerance: float, prior: Prior) -> Estimate | None:
     """Return the same difference when the arms' batches are not from the same time."""
-    total = float(nb.sum())
-    if total <= 0 or float(nc.sum()) <= 0:
+    if past.every_one <= 0 or ours.every_one <= 0:
         return None
-    share = (float(xb.sum()) + 0.5) / (total + 1)
-    used = nc > 0
-    values = xc[used] / nc[used] - share - tolerance
-    found = estimate(values, nc[used], max(share * (1 - share), 1e-6), prior)
-    past = estimate(
-        np.where(nb > 0, xb / np.maximum(nb, 1e-9), 0.0),
-        nb,
+    share = (past.every_event + 0.5) / (past.every_one + 1)
+    used = ours.total > 0
+    values = ours.events[used] / ours.total[used] - share - tolerance
+    found = estimate(values, ours.total[used], max(share * (1 - share), 1e-6), prior)
+    then = estimate(
+        np.where(past.total > 0, past.events / np.maximum(past.total, 1e-9), 0.0),
+        past.total,
         max(share * (1 - share), 1e-6),
         prior,
     )
-    if found is None or past is None:
+    if found is None or then is None:
         return None
-    return replace(found, error=math.hypot(found.error, past.error))
+    return replace(found, error=math.hypot(found.error, then.error))
 
 
 def ratio(
@@ -166,7 +194,7 @@ def ratio(
         return None
     return Harm(
         harm,
-        harm.shifted(factor - easy),
+        lambda: harm.shifted(factor - easy),
         float(np.average(means_b, weights=n_b)),
         float(np.average(means_c, weights=n_c)),
         requests=float(n_c.sum()),

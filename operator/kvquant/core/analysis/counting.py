@@ -8,6 +8,7 @@ pod of every rollout at every tick.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -79,7 +80,7 @@ class Increase:
 class _Source:
     """A pod as it was seen last."""
 
-    counts: Array
+    counts: tuple[float, ...]
     bins: dict[str, Array]
     process: float | None
     seen: int
@@ -141,7 +142,7 @@ class Counting:
         histograms: tuple[str, ...],
         since: float | None,
     ) -> None:
-        now = np.array([_number(getattr(sample, name)) for name in counts])
+        now = tuple([_number(getattr(sample, name)) for name in counts])
         bins = {
             name: self._read_off(f"{key[0]}.{name}", histogram)
             for name in histograms
@@ -153,9 +154,9 @@ class Counting:
         if before is None:
             # A pod that was not known adds what it has counted only when it is known to be new.
             young = process is not None and since is not None and process > since
-            grown = now if young else np.where(np.isnan(now), np.nan, 0.0)
-            for name, value in zip(counts, grown, strict=True):
-                found.counts[name] = found.counts.get(name, 0.0) + float(value)
+            for name, value in zip(counts, now, strict=True):
+                grown = value if young or math.isnan(value) else 0.0
+                found.counts[name] = found.counts.get(name, 0.0) + grown
             for name, values in bins.items():
                 _add(found.bins, name, values if young else np.zeros_like(values))
             return
@@ -164,24 +165,26 @@ class Counting:
             found.deaths += 1
         if restarted or before.seen < self._instant - 1:
             found.whole = False
-        grown = now if restarted else now - before.counts
-        for name, value in zip(counts, grown, strict=True):
-            found.counts[name] = found.counts.get(name, 0.0) + float(value)
+        for name, value, earlier in zip(counts, now, before.counts, strict=True):
+            grown = value if restarted else value - earlier
+            found.counts[name] = found.counts.get(name, 0.0) + grown
         for name, values in bins.items():
-            earlier = None if restarted else before.bins.get(name)
+            known = None if restarted else before.bins.get(name)
             # A histogram that was not shown before had counted nothing: exporters show it with the
             # first observation.
-            _add(found.bins, name, values if earlier is None else _less(values, earlier))
+            _add(found.bins, name, values if known is None else _less(values, known))
         if not restarted:
             for name in before.bins.keys() - bins.keys():
                 _add(found.bins, name, np.full_like(before.bins[name], np.nan))
 
     def _custom(self, found: Increase, name: str, signal: Share | Bins, pod: str = "") -> None:
         key = ("custom", f"{name} of {pod}")
+        now: tuple[float, ...] = ()
+        bins: dict[str, Array] = {}
         if isinstance(signal, Bins):
-            now, bins = np.zeros(0), {f"custom.{name}": self._read_off(f"custom.{name}", signal)}
+            bins[f"custom.{name}"] = self._read_off(f"custom.{name}", signal)
         else:
-            now, bins = np.array([_number(signal.events), _number(signal.total)]), {}
+            now = _number(signal.events), _number(signal.total)
         before = self._sources.get(key)
         self._sources[key] = _Source(now, bins, None, self._instant)
         if before is None or len(now) != len(before.counts):
@@ -189,13 +192,14 @@ class Counting:
             return
         restarted = _restarted(before, now, bins, None)
         if not restarted:
-            for part, value in zip(("events", "total"), now - before.counts, strict=False):
+            parts = zip(("events", "total"), now, before.counts, strict=False)
+            for part, value, earlier in parts:
                 label = f"custom.{name}.{part}"
-                found.counts[label] = found.counts.get(label, 0.0) + float(value)
+                found.counts[label] = found.counts.get(label, 0.0) + (value - earlier)
         for label, values in bins.items():
-            earlier = before.bins.get(label)
-            if earlier is not None:
-                _add(found.bins, label, np.maximum(_less(values, earlier), 0.0))
+            known = before.bins.get(label)
+            if known is not None:
+                _add(found.bins, label, np.maximum(_less(values, known), 0.0))
 
     def _read_off(self, name: str, histogram: Bins) -> Array:
         """Return cumulative counts at the kept bounds, then the sum; NaN for no sound histogram."""
@@ -234,12 +238,12 @@ class Counting:
 
 
 def _restarted(
-    before: _Source, now: Array, bins: Mapping[str, Array], process: float | None
+    before: _Source, now: tuple[float, ...], bins: Mapping[str, Array], process: float | None
 ) -> bool:
     if process is not None and before.process is not None:
         # Exporters round the start of a process; a second start within a second is none.
         return process > before.process + 1
-    if bool(np.any(now < before.counts)):
+    if any(map(operator.lt, now, before.counts)):
         return True
     return any(
         name in before.bins
@@ -294,5 +298,5 @@ def _are_counts(counts: tuple[float, ...], length: int) -> bool:
         len(counts) == length
         and counts[0] >= 0
         and counts[-1] < UNCOUNTABLE
-        and all(one <= other for one, other in pairwise(counts))
+        and all(map(operator.le, counts, counts[1:]))
     )

@@ -26,6 +26,7 @@ from kvquant.core.analysis.report import Evidence, Report, percent, seconds
 from kvquant.core.analysis.samples import Tick
 from kvquant.core.analysis.sequential import student
 from kvquant.core.analysis.settings import Settings
+from kvquant.core.analysis.slowness import Slowness
 from kvquant.core.analysis.table import BASELINE, CANARY, Batches, finite
 
 FOR_DEATHS = 0.25
@@ -141,10 +142,10 @@ class Analysis:
         load = judge_load(tick, step, usable, QUEUEING, carried[CANARY], carried[BASELINE])
         measured = self._measure(batches, usable, "step", load.ratio, carried[BASELINE])
         if len(everywhere) > len(usable):
+            # What all steps together show only adds failures to what this one shows.
             wider = self._measure(batches, everywhere, "rollout", load.ratio, carried[BASELINE])
             for name, evidence in wider.items():
-                # What all steps together show only adds to what this one shows.
-                if evidence.verdict is Verdict.FAIL is not measured[name].verdict:
+                if measured[name].verdict is not Verdict.FAIL:
                     measured[name] = evidence
         measured["deaths"] = self._judge_deaths()
         ended = [float(usable.side("ended", arm).sum()) for arm in (BASELINE, CANARY)]
@@ -202,39 +203,29 @@ class Analysis:
             easy = factor * (PASSES_OTHER_TIME if history is not None else 1.0)
             return factor * other_time, 1 + RELAXED * (easy - 1)
 
+        slowness = Slowness(ledger, clear, "latency", by_age=True, history=history)
+        whole = slowness
+        if history is not None:
+            whole = Slowness(ledger, below_limit, "latency", by_age=True, history=history)
         for name, quantile, part in (
             ("latencyP50", 0.5, 0.6),
             ("latencyP90", 0.9, 0.8),
             ("latencyP99", 0.99, 1.0),
         ):
             fails, easy = factors(part * settings.slowdown)
-            harm = signals.slower(
-                ledger, clear, "latency", quantile, fails, easy, by_age=True, history=history
-            )
+            harm = slowness.beyond_quantile(quantile, fails, easy)
             if harm is not None and history is not None:
-                whole = signals.slower(
-                    ledger,
-                    below_limit,
-                    "latency",
-                    quantile,
-                    fails,
-                    easy,
-                    by_age=True,
-                    history=history,
-                )
-                harm = replace(harm, relaxed=harm.relaxed if whole is None else whole.relaxed)
+                wider = whole.beyond_quantile(quantile, fails, easy)
+                harm = harm if wider is None else replace(harm, relax=wider.relax)
             found[name] = harm, f"{percent(fails - 1)} slower"
         fails, easy = factors(settings.first_token_slowdown)
         # The queue is the load's doing, and a prefill is not. Engines that do not tell them apart
         # are judged by both together.
         first = "prefill" if "engine.prefill" in ledger.bounds else "ttft"
+        slowness = Slowness(ledger, clear, first, history=history)
         for name, quantile in (("firstTokenP90", 0.9), ("firstTokenP99", 0.99)):
-            found[name] = (
-                signals.slower(
-                    ledger, clear, first, quantile, fails, easy, by_age=False, history=history
-                ),
-                f"{percent(fails - 1)} slower",
-            )
+            harm = slowness.beyond_quantile(quantile, fails, easy)
+            found[name] = harm, f"{percent(fails - 1)} slower"
         fails, easy = factors(settings.token_slowdown)
         found["tokenTime"] = (
             signals.tokens_slower(clear, fails, easy, history),
@@ -271,25 +262,37 @@ class Analysis:
         # What was compared with another time is never believed for waiting alone.
         span = 0.0 if history is not None else float(batches.seconds.sum()) * settings.time_scale
         length = span / max(1, len(batches))
-        return {
-            name: self._evidence(name, harm, tolerance, scope, alpha, length)
-            if harm is not None
-            else _unmeasured(name, tolerance, scope, alone=history is not None)
-            for name, (harm, tolerance) in found.items()
-        }
+        told: dict[str, Evidence] = {}
+        for name, (harm, tolerance) in found.items():
+            evidence = None
+            if harm is not None:
+                evidence = self._evidence(name, harm, tolerance, scope, alpha, length)
+            elif scope == "step":
+                evidence = _unmeasured(name, tolerance, scope, alone=history is not None)
+            if evidence is not None:
+                told[name] = evidence
+        return told
 
     def _evidence(
         self, name: str, harm: Harm, tolerance: str, scope: str, alpha: float, length: float
-    ) -> Evidence:
+    ) -> Evidence | None:
+        """Return what a signal says; of other steps than this one, only when it is a failure."""
         family = FAMILIES.get(name, "custom")
         it = harm.estimate
-        limit, upper = it.limit(alpha), harm.relaxed.sound_upper()
+        limit = it.limit(alpha)
         lower = it.value - limit * it.error
         enough = it.batches >= FEWEST_BATCHES and harm.requests >= FEWEST_REQUESTS
         waited = it.batches * length >= self.settings.patience
         patient = waited and it.beyond() >= student(LIKELY, it.freedom)
+        fails = enough and (lower > 0 or patient)
+        if scope != "step" and not fails:
+            return None
+        relaxed = harm.relax()
+        if relaxed is None:
+            return None if scope != "step" else _unmeasured(name, tolerance, scope, alone=False)
+        upper = relaxed.sound_upper()
         verdict = Verdict.INCONCLUSIVE
-        if enough and (lower > 0 or patient):
+        if fails:
             verdict = Verdict.FAIL
         elif upper <= 0:
             verdict = Verdict.PASS
@@ -302,7 +305,7 @@ class Analysis:
             unit=_UNITS.get(name, "share"),
             effect=it.value,
             error=it.error,
-            relaxed=harm.relaxed.value,
+            relaxed=relaxed.value,
             equal=harm.equal,
             lower=lower,
             upper=upper,
@@ -381,7 +384,7 @@ class Analysis:
         return ended[BASELINE] / span, ended[CANARY] / span
 
     def _quantile(self, batches: Batches, arm: int) -> float | None:
-        return signals.quantile_of(self.ledger, batches, arm, 0.99)
+        return signals.latency_quantile(self.ledger, batches, arm, 0.99)
 
 
 def _unmeasured(name: str, tolerance: str, scope: str, *, alone: bool) -> Evidence:

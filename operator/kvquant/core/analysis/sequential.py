@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,11 +70,22 @@ def long_run_variance(residuals: Array) -> tuple[float, float]:
     if k < 2:
         return 0.0, 0.0
     reach = min(k - 1, math.ceil(1.3 * math.sqrt(k)))
-    products = np.correlate(residuals, residuals, mode="full")[k - 1 : k + reach]
-    total = float(products[0] + 2 * (1 - np.arange(1, reach + 1) / (reach + 1)) @ products[1:])
+    # Followed by as many zeros as there are lags, the series meets itself at these lags alone.
+    padded = np.zeros(k + reach)
+    padded[:k] = residuals
+    total = float(_bartlett(reach) @ np.correlate(padded, residuals, mode="valid"))
     # The mean was estimated from the same residuals, which takes from every lag about 1/k.
     correction = 1 / max(0.2, 1 - (reach + 1) / k)
     return max(0.0, total / k) * correction, 1.5 * k / (reach + 1)
+
+
+@lru_cache(maxsize=128)
+def _bartlett(reach: int) -> Array:
+    """Return the weights of the lags from zero to the reach, each lag standing for two sides."""
+    weights: Array = 2 * (1 - np.arange(reach + 1) / (reach + 1))
+    weights[0] = 1.0
+    weights.flags.writeable = False
+    return weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +159,7 @@ def estimate(values: Array, weights: Array, unit_variance: float, prior: Prior) 
     used = weights > 0
     if not used.all():
         values, weights = values[used], weights[used]
-    total = float(weights.sum())
+    total = float(np.add.reduce(weights))
     if total <= 0:
         return None
     mean = float(values @ weights) / total

@@ -11,14 +11,12 @@ from kvquant.core.analysis.comparing import (
     FAULTS,
     RATIOS,
     SCATTER,
-    SHARES,
     Harm,
-    difference,
-    from_history,
     ratio,
     shares,
 )
 from kvquant.core.analysis.sequential import Array, estimate
+from kvquant.core.analysis.slowness import quantile_of
 from kvquant.core.analysis.table import BASELINE, CANARY, Batches, Mask, finite
 
 POOLING = 0.15
@@ -63,91 +61,11 @@ def at_limit(batches: Batches, arm: int) -> Mask:
 
 def queues(batches: Batches, arm: int, threshold: float) -> Mask:
     """Tell where an arm has a backlog: so large a share of its requests wait, and one a pod."""
-    share, running = batches.side("queued", arm), batches.side("running", arm)
-    with np.errstate(invalid="ignore"):
-        # The share is of what waits and runs; with nothing running, everything waits.
-        waiting = np.where(share < 1, share * running / np.maximum(1e-9, 1 - share), np.inf)
-        result: Mask = (share >= threshold) & (waiting >= batches.pods(arm))
+    result: Mask = (batches.side("queued", arm) >= threshold) & batches.waits(arm)
     return result
 
 
-def slower(
-    ledger: Ledger,
-    batches: Batches,
-    histogram: str,
-    quantile: float,
-    factor: float,
-    easy: float,
-    *,
-    by_age: bool,
-    history: Batches | None = None,
-) -> Harm | None:
-    """Compare the share of requests slower than the baseline's quantile.
-
-    The canary may be slower by the factor: its share beyond `factor` times the quantile is held
-    against the baseline's beyond the quantile itself. Interpolating within buckets cannot make
-    equal arms unequal, as both are read off the same curve, which falls.
-
-    Args:
-        ledger: Where the batches are from.
-        batches: Over which to compare.
-        histogram: Name of the histogram.
-        quantile: Quantile of the baseline.
-        factor: Slow-down beyond which the canary fails, at least 1.
-        easy: Slow-down below which it passes.
-        by_age: Count requests in flight by their age, those that clients gave up as slow.
-        history: Batches of the baseline to compare with instead, when it has other load now.
-    """
-    source = "router.latency" if histogram == "latency" else f"engine.{histogram}"
-    bounds = ledger.bounds.get(source)
-    if bounds is None:
-        return None
-    ours_told = batches.told(histogram, CANARY)
-    if history is None:
-        # Concurrent arms are compared batch by batch, so that both must tell.
-        both = (batches.where(ours_told & batches.told(histogram, BASELINE)),) * 2
-    else:
-        both = (history.where(history.told(histogram, BASELINE)), batches.where(ours_told))
-    if not len(both[BASELINE]) or not len(both[CANARY]):
-        return None
-    counts = [both[arm].histogram(histogram, arm) for arm in (0, 1)]
-    # The first bucket begins at zero; the last has no end, and nothing can be asked beyond it.
-    edges = np.array((0.0, *bounds[:-1]))
-    lost = float(finite(both[BASELINE].side("unanswered", BASELINE)).sum()) if by_age else 0.0
-    edge = _quantile(edges, counts[BASELINE].sum(axis=0), lost, quantile)
-    if edge is None or edge * max(factor, easy) > bounds[-2]:
-        return None
-
-    def beyond(arm: int, bound: float) -> tuple[Array, Array]:
-        fast = _at_or_below(edges, counts[arm], bound)
-        if by_age:
-            slow = _grown_slow(ledger, arm, histogram, edges, bound)[both[arm].rows]
-        else:
-            slow = counts[arm][:, -2] - fast
-        return slow, fast + slow
-
-    base = beyond(BASELINE, edge)
-    ours = beyond(CANARY, edge * factor)
-    easier = beyond(CANARY, edge * easy)
-    equal = _beyond(edges, counts[BASELINE].sum(axis=0), edge * easy)
-    compare = difference if history is None else from_history
-    harm = compare(*ours, *base, 0.0, SHARES)
-    relaxed = compare(*easier, *base, 0.0, SHARES)
-    if harm is None or relaxed is None:
-        return None
-    return Harm(
-        harm,
-        relaxed,
-        float(base[0].sum() / base[1].sum()),
-        float(ours[0].sum() / ours[1].sum()),
-        edge,
-        factor,
-        float(ours[1].sum()),
-        equal - (1 - quantile),
-    )
-
-
-def quantile_of(ledger: Ledger, batches: Batches, arm: int, quantile: float) -> float | None:
+def latency_quantile(ledger: Ledger, batches: Batches, arm: int, quantile: float) -> float | None:
     """Return an arm's latency quantile in seconds, for people; None beyond the bounds."""
     bounds = ledger.bounds.get("router.latency")
     told = batches.where(batches.told("latency", arm))
@@ -156,59 +74,7 @@ def quantile_of(ledger: Ledger, batches: Batches, arm: int, quantile: float) -> 
         return None
     edges = np.array((0.0, *bounds[:-1]))
     lost = float(finite(told.side("unanswered", arm)).sum())
-    return _quantile(edges, counts.sum(axis=0), lost, quantile)
-
-
-def _lost(batches: Batches, arm: int) -> Array:
-    """Return the requests that never got an answer, or whose clients gave up waiting for one."""
-    return finite(batches.side("unanswered", arm)) + batches.side("vanished", arm)
-
-
-def _quantile(edges: Array, counts: Array, lost: float, quantile: float) -> float | None:
-    total = float(counts[-2]) + lost
-    if total <= 0:
-        return None
-    below = np.concatenate(([0.0], counts[:-2]))
-    if quantile * total >= below[-1]:
-        return None
-    return float(np.interp(quantile * total, below, edges))
-
-
-def _beyond(edges: Array, counts: Array, bound: float) -> float:
-    """Return the share of all that were answered that took longer than a bound."""
-    below = float(_at_or_below(edges, counts[np.newaxis], bound)[0])
-    return 1 - below / float(counts[-2]) if counts[-2] > 0 else 0.0
-
-
-def _at_or_below(edges: Array, counts: Array, bound: float) -> Array:
-    """Return how many of each batch took at most so long, interpolated within the bucket."""
-    j = int(np.searchsorted(edges, bound, side="left"))
-    if j >= len(edges):
-        return counts[:, len(edges) - 2]
-    upper = counts[:, j - 1]
-    lower = counts[:, j - 2] if j >= 2 else np.zeros(len(counts))
-    share = (bound - edges[j - 1]) / (edges[j] - edges[j - 1])
-    result: Array = lower + share * (upper - lower)
-    return result
-
-
-def _grown_slow(ledger: Ledger, arm: int, histogram: str, edges: Array, bound: float) -> Array:
-    """Return by how many the requests that took longer than a bound grew, in each batch of all.
-
-    Slow is what was answered too late, what was never answered, and what is in flight for longer
-    than the bound: at most those that came within the bound can be younger than it, so that at
-    least the rest is older. This never counts a request that is not slow. That what is known to be
-    slow has been slow before makes the largest number so far the best lower bound.
-    """
-    known = ledger.table.all()
-    counts = known.histogram(histogram, arm)
-    late = finite(counts[:, -2] - _at_or_below(edges, counts, bound)) + _lost(known, arm)
-    ends = known.fact("end")
-    at, came_so_far, came_by_end, in_flight = ledger.flows[arm].at_ends(ends)
-    old = np.maximum(0.0, in_flight - came_by_end + np.interp(ends - bound, at, came_so_far))
-    so_far = np.maximum.accumulate(np.cumsum(late) + old)
-    result: Array = np.diff(so_far, prepend=0.0)
-    return np.maximum(result, 0.0)
+    return quantile_of(edges, counts.sum(axis=0), lost, quantile)
 
 
 def tokens_slower(
@@ -322,7 +188,7 @@ def less_delivered(
         return None
     return Harm(
         found,
-        found.shifted(math.log(0.95)),
+        lambda: found.shifted(math.log(0.95)),
         1.0,
         math.exp(float(np.average(np.log(mean_ratio), weights=worth))),
         requests=float((done + started).sum()) / 2,

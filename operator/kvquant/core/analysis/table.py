@@ -39,6 +39,10 @@ KV page faults; tokens generated, and of prompts; share of the requests in the s
 requests being served; pods."""
 
 
+_FACT = {name: index for index, name in enumerate(FACTS)}
+_SIDE = {name: index for index, name in enumerate(SIDES)}
+
+
 class Table:
     """Batches, each one row; grows as needed."""
 
@@ -79,13 +83,13 @@ class Table:
 
     def set_last(self, fact: str, value: float) -> None:
         """Change a fact of the latest batch."""
-        self._facts[self._rows - 1, FACTS.index(fact)] = value
+        self._facts[self._rows - 1, _FACT[fact]] = value
 
     def keep(self, visit: int, most: int, of_all: int) -> None:
         """Drop the oldest batch of a visit, and of all, when there are more than so many."""
         if self._rows > of_all:
             self._drop(0)
-        here = np.flatnonzero(self._facts[: self._rows, FACTS.index("visit")] == visit)
+        here = np.flatnonzero(self._facts[: self._rows, _FACT["visit"]] == visit)
         if len(here) > most:
             self._drop(int(here[0]))
 
@@ -111,21 +115,33 @@ class Batches:
     def __init__(self, rows: Rows, facts: Array, sides: Array, bins: Mapping[str, Array]) -> None:
         self.rows = rows
         self._facts, self._sides, self._bins = facts, sides, bins
+        self._waits: list[Mask | None] = [None, None]
 
     def __len__(self) -> int:
         return len(self._facts)
 
     def fact(self, name: str) -> Array:
         """Return what holds for both arms, by batch."""
-        return self._facts[:, FACTS.index(name)]
+        return self._facts[:, _FACT[name]]
 
     def side(self, name: str, arm: int) -> Array:
         """Return what holds for one arm, by batch."""
-        return self._sides[:, arm, SIDES.index(name)]
+        return self._sides[:, arm, _SIDE[name]]
 
     def pods(self, arm: int) -> Array:
         """Return an arm's pods, at least one, by batch."""
         return np.maximum(1.0, self.side("replicas", arm))
+
+    def waits(self, arm: int) -> Mask:
+        """Tell where an arm has at least one request a pod that waits."""
+        known = self._waits[arm]
+        if known is None:
+            share, running = self.side("queued", arm), self.side("running", arm)
+            with np.errstate(invalid="ignore"):
+                # The share is of what waits and runs; with nothing running, everything waits.
+                among = share * running / np.maximum(1e-9, 1 - share)
+                known = self._waits[arm] = np.where(share < 1, among, np.inf) >= self.pods(arm)
+        return known
 
     @property
     def seconds(self) -> Array:
