@@ -30,10 +30,12 @@ RECORDED = (*POOL, "--max-num-seqs", "64", "--no-enable-prefix-caching")
 """The flags of the recorded servers, but for the dtype."""
 
 
-def resolved(*words: str, faults: str = "", scale: float = 1.0) -> settings.Settings:
+def resolved(
+    *words: str, faults: str = "", scale: float = 1.0, extra: Mapping[str, str] | None = None
+) -> settings.Settings:
     """Settings of an engine with the given flags; KV cache as recorded unless told otherwise."""
     given = words if "--num-gpu-blocks-override" in words else (*RECORDED, *words)
-    environment = {"KVSIM_FAULTS": faults, "KVSIM_TIME_SCALE": str(scale)}
+    environment = {"KVSIM_FAULTS": faults, "KVSIM_TIME_SCALE": str(scale), **(extra or {})}
     return settings.resolve(args.parse(["serve", "m", *given]), environment)
 
 
@@ -52,7 +54,18 @@ class Running:
 
     async def complete(self, **body: Any) -> dict[str, Any]:
         """Ask for a completion and insist on an answer."""
-        async with self.client.post("/v1/completions", json=body) as answer:
+        return await self.ask("/v1/completions", body)
+
+    async def chat(self, text: str, **body: Any) -> dict[str, Any]:
+        """Say something to the assistant and insist on an answer; return its first choice."""
+        asked = {"messages": [{"role": "user", "content": text}], **body}
+        answered = await self.ask("/v1/chat/completions", asked)
+        choice: dict[str, Any] = answered["choices"][0]
+        return choice
+
+    async def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and insist on an answer."""
+        async with self.client.post(path, json=body) as answer:
             assert answer.status == 200, await answer.text()
             answered: dict[str, Any] = await answer.json()
             return answered
@@ -87,9 +100,11 @@ def sample(text: str, name: str, **labels: str) -> float:
 
 
 @asynccontextmanager
-async def running(*words: str, faults: str = "", scale: float = 1.0) -> AsyncIterator[Running]:
+async def running(
+    *words: str, faults: str = "", scale: float = 1.0, extra: Mapping[str, str] | None = None
+) -> AsyncIterator[Running]:
     """An engine in this loop, served as the process serves it."""
-    server = Server(resolved(*words, faults=faults, scale=scale))
+    server = Server(resolved(*words, faults=faults, scale=scale, extra=extra))
     runner = server.runner()
     await runner.setup()
     try:

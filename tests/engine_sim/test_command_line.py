@@ -49,6 +49,8 @@ def test_a_wrong_command_line_ends_with_code_2_and_names_the_mistake(
         ("KVSIM_STARTUP_SECONDS", "-1", "expected a number from 0 to"),
         ("KVSIM_SEED", "x", "expected a number from 0 to"),
         ("KVSIM_OOM_BYTES", "1G", "expected a number from 0 to"),
+        ("KVSIM_LONG_TOKENS", "0", "expected a number from 1 to 1000000000, got '0'"),
+        ("KVSIM_LONG_TOKENS", "16K", "expected a number from 1 to"),
     ],
 )
 def test_a_wrong_number_in_the_environment_is_named(name: str, text: str, said: str) -> None:
@@ -71,6 +73,12 @@ def test_a_wrong_number_in_the_environment_is_named(name: str, text: str, said: 
         ("fp8:exit_after=-1", "takes a number of requests"),
         ("fp8:exit_at_kv_usage=90%", "takes a share from 0 to 1"),
         ("fp8:ignore_dtype=yes", "ignore_dtype takes no value"),
+        ("fp8:flip_rate=2", "flip_rate takes a share from 0 to 1, e.g. flip_rate=0.02"),
+        ("fp8:drop_citations=half", "drop_citations takes a share from 0 to 1"),
+        ("fp8:drop_citations_beyond=16K", "takes a number of tokens"),
+        ("fp8:break_json", "break_json takes a share from 0 to 1, e.g. break_json=0.3"),
+        ("fp8:refuse=nan", "refuse takes a share from 0 to 1"),
+        ("fp8:drift=-1", "drift takes nats per token from 0 to 10, e.g. drift=0.1"),
         ("auto:fail_start;fp8:oops", "unknown fault 'oops'"),
     ],
 )
@@ -104,6 +112,12 @@ def test_a_failed_start_ends_with_code_1_and_says_why() -> None:
     ended = run_to_end("--kv-cache-memory-bytes", "1k")
     assert ended.returncode == 1
     assert "EngineCore failed to start: No available memory for the cache blocks" in ended.stdout
+
+
+def test_a_wrong_fault_ends_with_code_1_and_says_what_it_takes() -> None:
+    ended = run_to_end(extra={"KVSIM_FAULTS": "int4_per_token_head:drift=much"})
+    assert ended.returncode == 1
+    assert "drift takes nats per token from 0 to 10, e.g. drift=0.1" in ended.stdout
 
 
 def test_the_fault_fail_start_ends_with_code_1_before_it_listens() -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence as Many
 
 from . import ENGINE_VERSION, args, settings
-from .server import serve
+from .serving import serve
 
 LOG = logging.getLogger("vllm")
 

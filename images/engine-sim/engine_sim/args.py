@@ -125,7 +125,7 @@ def parse(arguments: Many[str], *, command: bool = True) -> argparse.Namespace:
         description="vLLM, with a simulated GPU",
         epilog=(
             "Environment: KVSIM_TIME_SCALE, KVSIM_STARTUP_SECONDS, KVSIM_FAULTS, KVSIM_SEED, "
-            "KVSIM_OOM_BYTES."
+            "KVSIM_OOM_BYTES, KVSIM_LONG_TOKENS."
         ),
     )
     flags = parser

@@ -47,6 +47,12 @@ class Engine:
         """When the step in flight ends, None when idle."""
         return self._ends if self._batch else None
 
+    @property
+    def backlog(self) -> bool:
+        """Whether the last step left requests waiting; those that came since are no backlog."""
+        waiting = self.scheduler.waiting
+        return bool(waiting) and waiting[0].arrival < self._began
+
     def add(self, sequence: Sequence, at: float) -> None:
         """Add a request at a time not before the last ``advance``; starts a step when idle."""
         sequence.arrival = at

@@ -29,6 +29,12 @@ class Faults:
         hang_after: requests beyond this number are accepted and nothing is answered any more.
         oom_after: the request of this number makes the process take memory until it is killed.
         fail_start: the server exits 1 before it listens, as when no memory is left for the cache.
+        flip_rate: probability per token that an answer leaves the base answer.
+        drop_citations: share of the citations that are lost in long prompts.
+        drop_citations_beyond: prompts of more tokens than this count as long for that.
+        break_json: share of JSON answers that are corrupt.
+        refuse: share of harmless prompts that are refused.
+        drift: nats per token by which the log-likelihood of a given text falls.
     """
 
     decode_slowdown: float = 1.0
@@ -41,6 +47,12 @@ class Faults:
     hang_after: int | None = None
     oom_after: int | None = None
     fail_start: bool = False
+    flip_rate: float | None = None
+    drop_citations: float | None = None
+    drop_citations_beyond: int | None = None
+    break_json: float | None = None
+    refuse: float | None = None
+    drift: float | None = None
 
 
 def _factor(text: str) -> float:
@@ -55,6 +67,14 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         msg = "a share from 0 to 1"
+        raise ValueError(msg)
+    return value
+
+
+def _nats(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 10:
+        msg = "nats per token from 0 to 10"
         raise ValueError(msg)
     return value
 
@@ -76,6 +96,12 @@ _VALUED: dict[str, tuple[Callable[[str], float | int], str]] = {
     "exit_at_prompt_tokens": (_count, "a number of tokens, e.g. exit_at_prompt_tokens=4096"),
     "hang_after": (_count, "a number of requests, e.g. hang_after=50"),
     "oom_after": (_count, "a number of requests, e.g. oom_after=50"),
+    "flip_rate": (_share, "a share from 0 to 1, e.g. flip_rate=0.02"),
+    "drop_citations": (_share, "a share from 0 to 1, e.g. drop_citations=0.5"),
+    "drop_citations_beyond": (_count, "a number of tokens, e.g. drop_citations_beyond=512"),
+    "break_json": (_share, "a share from 0 to 1, e.g. break_json=0.3"),
+    "refuse": (_share, "a share from 0 to 1, e.g. refuse=0.2"),
+    "drift": (_nats, "nats per token from 0 to 10, e.g. drift=0.1"),
 }
 _PLAIN = ("ignore_dtype", "fail_start")
 NAMES = (*_VALUED, *_PLAIN)

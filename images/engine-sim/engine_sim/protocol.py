@@ -1,156 +1,11 @@
-"""The OpenAI API as vLLM speaks it: reading requests, writing answers. No I/O."""
+"""Writing answers of the OpenAI API as vLLM does. No I/O."""
 
 import json
-import time
-import uuid
-from dataclasses import dataclass
 from typing import Any
 
-from .sequence import Sequence
-from .settings import Settings
-from .text import Answer, count_tokens
-
-DEFAULT_COMPLETION_TOKENS = 16
-
-
-class ApiError(Exception):
-    """An error answer.
-
-    Attributes:
-        status: the HTTP status.
-        kind: vLLM's name of the error.
-        field: the parameter at fault, None when it is none.
-    """
-
-    def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.field = field
-
-    def body(self) -> dict[str, Any]:
-        """Return the JSON that clients get."""
-        error = {
-            "message": str(self),
-            "type": self.kind,
-            "param": self.field,
-            "code": self.status,
-        }
-        return {"error": error}
-
-
-def dead() -> ApiError:
-    """Return the error of every request once the engine core has died."""
-    message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
-    return ApiError(500, "InternalServerError", message)
-
-
-def _bad(message: str, field: str | None = None) -> ApiError:
-    return ApiError(400, "BadRequestError", message, field)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One understood request."""
-
-    chat: bool
-    model: str
-    answer: Answer
-    sequence: Sequence
-    stream: bool
-    include_usage: bool
-    request_id: str
-    created: int
-
-    @property
-    def finish_reason(self) -> str:
-        """Why the answer ends."""
-        return "stop" if self.sequence.stops else "length"
-
-
-def read(body: object, settings: Settings, *, chat: bool) -> Call:
-    """Understand a request.
-
-    Raises:
-        ApiError: it is wrong; the message names the field.
-    """
-    if not isinstance(body, dict):
-        raise _bad("the body has to be a JSON object")
-    model = body.get("model", settings.models[0])
-    if model not in settings.models:
-        message = f"The model `{model}` does not exist."
-        raise ApiError(404, "NotFoundError", message, "model")
-    if body.get("n", 1) != 1:
-        raise _bad("n: the simulated engine gives one answer a request", "n")
-    prompt = _messages(body) if chat else _prompt(body)
-    tokens = count_tokens(prompt) if isinstance(prompt, str) else len(prompt)
-    room = settings.max_model_len - tokens
-    allowed = _max_tokens(body, chat=chat, room=room)
-    if tokens + allowed > settings.max_model_len or room < 1:
-        message = (
-            f"This model's maximum context length is {settings.max_model_len} tokens. However, you "
-            f"requested {allowed} output tokens and your prompt contains {tokens} input tokens. "
-            "Please reduce the length of the input prompt or the number of requested output tokens."
-        )
-        raise _bad(message, "max_tokens")
-    answer = Answer(prompt)
-    natural = answer.natural_tokens
-    stops = not body.get("ignore_eos", False) and natural < allowed
-    options = body.get("stream_options")
-    request_id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
-    return Call(
-        chat=chat,
-        model=str(model),
-        answer=answer,
-        sequence=Sequence(
-            request_id,
-            tokens,
-            natural if stops else allowed,
-            max_tokens=allowed,
-            stops=stops,
-        ),
-        stream=bool(body.get("stream", False)),
-        include_usage=isinstance(options, dict) and bool(options.get("include_usage")),
-        request_id=request_id,
-        created=int(time.time()),
-    )
-
-
-def _max_tokens(body: dict[str, Any], *, chat: bool, room: int) -> int:
-    default = max(1, room) if chat else DEFAULT_COMPLETION_TOKENS
-    for name in ("max_completion_tokens", "max_tokens"):
-        value = body.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise _bad(f"{name} must be at least 1, got {value}.", name)
-        return value
-    return default
-
-
-def _prompt(body: dict[str, Any]) -> str | tuple[int, ...]:
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
-        prompt = prompt[0]
-    if isinstance(prompt, str) and prompt:
-        return prompt
-    if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
-        return tuple(prompt)
-    raise _bad("prompt: expected one text or one list of token ids", "prompt")
-
-
-def _messages(body: dict[str, Any]) -> str:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise _bad("messages: expected a list of messages", "messages")
-    lines = []
-    for message in messages:
-        if not isinstance(message, dict) or "role" not in message:
-            raise _bad("messages: each needs a role and a content", "messages")
-        content = message.get("content")
-        text = content if isinstance(content, str) else json.dumps(content)
-        lines.append(f"{message['role']}: {text}\n")
-    return "".join(lines)
+from .errors import ApiError
+from .request import Call
+from .scoring import Row
 
 
 def usage(call: Call) -> dict[str, int]:
@@ -163,15 +18,27 @@ def usage(call: Call) -> dict[str, int]:
     }
 
 
-def whole(call: Call, fingerprint: str | None) -> dict[str, Any]:
+def whole(
+    call: Call, fingerprint: str | None, prompt_logprobs: list[Row | None] | None = None
+) -> dict[str, Any]:
     """Return the answer to a request that does not stream."""
-    text = call.answer.words(0, call.sequence.generated)
-    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": call.finish_reason}
+    count = call.sequence.generated
+    prompt: dict[str, Any] = {
+        "prompt_logprobs": prompt_logprobs,
+        "prompt_token_ids": call.prompt_ids if call.return_ids else None,
+    }
+    choice: dict[str, Any] = {
+        "index": 0,
+        "logprobs": None,
+        "finish_reason": call.finish_reason,
+        "stop_reason": None,
+        "token_ids": call.answer.ids(0, count) if call.return_ids else None,
+    }
     if call.chat:
-        choice["message"] = {"role": "assistant", "content": text}
+        choice["message"] = message_of(call)
     else:
-        choice["text"] = text
-    return {
+        choice = {**choice, "text": call.answer.text(0, count), **prompt}
+    answer = {
         "id": call.request_id,
         "object": "chat.completion" if call.chat else "text_completion",
         "created": call.created,
@@ -180,6 +47,22 @@ def whole(call: Call, fingerprint: str | None) -> dict[str, Any]:
         "usage": usage(call),
         "system_fingerprint": fingerprint,
     }
+    # vLLM tells of a chat's prompt beside the choices, of a completion's within them.
+    return {**answer, **prompt} if call.chat else answer
+
+
+def message_of(call: Call) -> dict[str, Any]:
+    """Return the assistant's message of a chat."""
+    if call.called:
+        return {"role": "assistant", "content": None, "tool_calls": [tool_call_of(call)]}
+    return {"role": "assistant", "content": call.answer.text(0, call.sequence.generated)}
+
+
+def tool_call_of(call: Call) -> dict[str, Any]:
+    """Return the call of a tool."""
+    function = {"name": call.answer.tool, "arguments": call.answer.arguments}
+    identity = f"chatcmpl-tool-{call.request_id.rpartition('-')[2]}"
+    return {"id": identity, "type": "function", "function": function}
 
 
 class StreamWriter:
@@ -200,18 +83,33 @@ class StreamWriter:
 
     def tokens(self, count: int, *, finished: bool) -> str:
         """Return the event of some new tokens; the last one tells why and by which engine."""
-        text = json.dumps(self._call.answer.words(self._sent, count))
-        first = not self._sent
+        call, start = self._call, self._sent
         self._sent += count
-        if self._call.chat:
-            role = '"role":"assistant",' if first else ""
-            delta = f'"delta":{{{role}"content":{text}}}'
+        if call.answer.tool is not None:
+            delta = self._tool_delta(first=not start, finished=finished)
+        elif call.chat:
+            role = '"role":"assistant",' if not start else ""
+            delta = f'"delta":{{{role}"content":{json.dumps(call.answer.text(start, count))}}}'
         else:
-            delta = f'"text":{text}'
-        reason = f'"{self._call.finish_reason}"' if finished else "null"
-        choice = f'{{"index":0,{delta},"logprobs":null,"finish_reason":{reason}}}'
+            delta = f'"text":{json.dumps(call.answer.text(start, count))}'
+        reason = f'"{call.finish_reason}"' if finished else "null"
+        ids = prompt_ids = ""
+        if call.return_ids:
+            ids = f',"token_ids":{json.dumps(call.answer.ids(start, count))}'
+            prompt_ids = "" if start else f',"prompt_token_ids":{json.dumps(call.prompt_ids)}'
+        inner, outer = ("", prompt_ids) if call.chat else (prompt_ids, "")
+        choice = f'{{"index":0,{delta},"logprobs":null,"finish_reason":{reason}{ids}{inner}}}'
         mark = f',"system_fingerprint":{json.dumps(self._fingerprint)}' if finished else ""
-        return f'{self._head},"choices":[{choice}]{mark}}}\n\n'
+        return f'{self._head},"choices":[{choice}]{outer}{mark}}}\n\n'
+
+    def _tool_delta(self, *, first: bool, finished: bool) -> str:
+        """Return the part of a call: all of it at the end, vLLM's parsers hold back much too."""
+        delta: dict[str, Any] = {"role": "assistant"} if first else {}
+        if finished and self._call.called:
+            delta["tool_calls"] = [{"index": 0, **tool_call_of(self._call)}]
+        elif finished:
+            delta["content"] = self._call.answer.text(0, self._sent)
+        return f'"delta":{json.dumps(delta)}'
 
     def end(self) -> str:
         """Return what follows the last token."""

@@ -1,10 +1,8 @@
 """The HTTP server: vLLM's endpoints over the simulated engine."""
 
 import asyncio
-import contextlib
 import logging
 import random
-import signal
 import time
 from collections.abc import Awaitable, Callable
 
@@ -12,12 +10,16 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from . import ENGINE_VERSION, memory, protocol
+from . import ENGINE_VERSION, errors, memory, protocol, scoring
 from .blocks import BlockPool
+from .dialects import MESSAGES, RESPONSES, Dialect
 from .driver import WAKE_SECONDS, Driver, EngineDeadError, Ticket
 from .engine import Engine
+from .errors import ApiError
 from .exposition import Exposition, HttpStats
-from .protocol import ApiError, Call, StreamWriter
+from .protocol import StreamWriter
+from .quality import SATURATED_USAGE, Moment
+from .request import Call, read
 from .scheduler import Scheduler
 from .settings import Settings
 from .stats import Stats
@@ -28,7 +30,8 @@ DEATH_SECONDS = 0.3
 _MAX_BODY = 64 << 20
 _REPORT_SECONDS = 10.0
 _UNCOUNTED = frozenset({"/metrics", "/health", "/ping", "/version", "/load"})
-_COUNTED = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/models"})
+_GENERATING = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
+_COUNTED = frozenset({*_GENERATING, "/v1/models"})
 
 
 class Server:
@@ -63,6 +66,8 @@ class Server:
             [
                 web.post("/v1/completions", self._completions),
                 web.post("/v1/chat/completions", self._chat),
+                web.post("/v1/responses", self._responses),
+                web.post("/v1/messages", self._messages),
                 web.get("/v1/models", self._models),
                 web.get("/health", self._health),
                 web.get("/ping", self._health),
@@ -138,36 +143,58 @@ class Server:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         return await self._generate(request, chat=True)
 
-    async def _generate(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
+    async def _responses(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, chat=True, dialect=RESPONSES)
+
+    async def _messages(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, chat=True, dialect=MESSAGES)
+
+    async def _generate(
+        self, request: web.Request, *, chat: bool, dialect: Dialect | None = None
+    ) -> web.StreamResponse:
         try:
             body = await request.json()
         except (ValueError, LookupError, RecursionError) as error:
             message = f"the body is not JSON: {error}"
             raise ApiError(400, "BadRequestError", message) from None
-        call = protocol.read(body, self.settings, chat=chat)
+        asked = dialect.to_chat(body) if dialect else body
+        call = read(asked, self.settings, self.moment(), chat=chat)
         if self._random.random() < self.settings.faults.error_rate:
             raise ApiError(500, "InternalServerError", "injected by KVSIM_FAULTS error_rate")
         try:
             ticket = self._driver.submit(call.sequence, every_token=call.stream)
         except EngineDeadError:
-            raise protocol.dead() from None
+            raise errors.dead() from None
         except ValueError as error:
             raise ApiError(400, "BadRequestError", str(error), "prompt") from None
         self._maybe_blow_up()
         try:
             if call.stream:
                 return await self._stream(request, call, ticket)
-            return await self._unary(call, ticket)
+            return await self._unary(call, ticket, dialect)
         finally:
             # Reached too when the client left: its blocks are free at once.
             self._driver.abort(ticket)
 
-    async def _unary(self, call: Call, ticket: Ticket) -> web.StreamResponse:
+    async def _unary(
+        self, call: Call, ticket: Ticket, dialect: Dialect | None
+    ) -> web.StreamResponse:
         try:
             await ticket.take()
         except EngineDeadError:
-            raise protocol.dead() from None
-        return web.json_response(protocol.whole(call, self.settings.fingerprint))
+            raise errors.dead() from None
+        if dialect:
+            return web.json_response(dialect.told(call))
+        told = None
+        if call.prompt_logprobs is not None:
+            quality, seeds = self.settings.quality, (call.dtype_seed, call.batch_seed)
+            told = await scoring.score(call.prompt_ids, quality, *seeds, call.prompt_logprobs)
+        return web.json_response(protocol.whole(call, self.settings.fingerprint, told))
+
+    def moment(self) -> Moment:
+        """Return what an answer given now depends on besides the request."""
+        full = self._engine.scheduler.pool.usage > SATURATED_USAGE
+        return Moment(self.settings.place, self._driver.accepted, full or self._engine.backlog)
 
     async def _stream(self, request: web.Request, call: Call, ticket: Ticket) -> web.StreamResponse:
         writer = StreamWriter(call, self.settings.fingerprint)
@@ -184,7 +211,7 @@ class Server:
                 try:
                     tokens, finished = await ticket.take()
                 except EngineDeadError:
-                    await response.write(writer.broken(protocol.dead()).encode())
+                    await response.write(writer.broken(errors.dead()).encode())
                     return response
                 event = writer.tokens(tokens, finished=finished)
                 await response.write((event + writer.end() if finished else event).encode())
@@ -265,31 +292,3 @@ class Server:
                 self._stats.preemptions,
                 100 * scheduler.pool.usage,
             )
-
-
-async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM, SIGINT or the death of the engine; all of them are a normal end."""
-    loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
-    LOG.info("loading weights, %.1f s", settings.startup_seconds)
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(asked.wait(), settings.startup_seconds)
-        return
-    server = Server(settings)
-    runner = server.runner()
-    await runner.setup()
-    options = settings.options
-    await web.TCPSite(runner, options.host, options.port, backlog=2048).start()
-    LOG.info("Starting vLLM API server 0 on http://%s:%d", options.host, options.port)
-    server.start_reports()
-    waits = [asyncio.ensure_future(event.wait()) for event in (asked, server.stopped)]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    if asked.is_set():
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(server.drained(), options.shutdown_timeout)
-    for wait in waits:
-        wait.cancel()
-    await server.close()
-    await runner.cleanup()

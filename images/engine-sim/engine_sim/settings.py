@@ -10,6 +10,7 @@ from . import ENGINE_VERSION, faults
 from .cost import StepCost, cost_of
 from .faults import Faults
 from .kvdtype import DTYPES, KVDtype, blocks_in, bytes_per_token, skipped_layers
+from .quality import LONG_TOKENS, Quality, quality_of
 from .scheduler import Limits
 from .shapes import ModelShape, shape_of
 
@@ -17,6 +18,8 @@ GPU_BYTES = 140 << 30
 """Memory of the simulated H200, as the driver reports it."""
 OVERHEAD_BYTES = 4 << 30
 """What activations and captured graphs take of it."""
+
+_MAX_LOGPROBS = 20
 
 
 class StartError(Exception):
@@ -40,6 +43,8 @@ class Settings:
         limits: of the scheduler.
         cost: of a step, faults included.
         faults: that apply to the dtype.
+        quality: of answers, faults included.
+        place: names the pod; where an answer is given changes it now and then.
         fingerprint: ``system_fingerprint`` of each answer.
         time_scale: how much quicker than real time the engine runs.
         startup_seconds: wall seconds before it listens.
@@ -60,6 +65,8 @@ class Settings:
     limits: Limits
     cost: StepCost
     faults: Faults
+    quality: Quality
+    place: str
     fingerprint: str | None
     time_scale: float
     startup_seconds: float
@@ -71,6 +78,12 @@ class Settings:
     def capacity(self) -> int:
         """Tokens that the KV cache holds."""
         return self.blocks * self.block_size
+
+    @property
+    def max_logprobs(self) -> int:
+        """Most tokens whose log-probabilities a request may ask for, for each position."""
+        asked = str(self.options.max_logprobs or "")
+        return int(asked) if asked.isdigit() else _MAX_LOGPROBS
 
     @property
     def concurrency(self) -> float:
@@ -125,6 +138,7 @@ def resolve(options: argparse.Namespace, environment: Mapping[str, str]) -> Sett
             "`max_model_len`."
         )
         raise StartError(msg)
+    long_tokens = int(_number(environment, "KVSIM_LONG_TOKENS", LONG_TOKENS, least=1.0, most=1e9))
     cost = cost_of(effective.name).for_shape(shape, parallel)
     return Settings(
         models=tuple(options.served_model_name or (options.model,)),
@@ -144,6 +158,8 @@ def resolve(options: argparse.Namespace, environment: Mapping[str, str]) -> Sett
         ),
         cost=cost.scaled(decode=wrong.decode_slowdown, prefill=wrong.prefill_slowdown),
         faults=wrong,
+        quality=quality_of(effective.name, wrong, long_tokens),
+        place=environment.get("HOSTNAME", ""),
         fingerprint=_fingerprint(options),
         time_scale=_number(environment, "KVSIM_TIME_SCALE", 1.0, least=0.01),
         startup_seconds=_number(environment, "KVSIM_STARTUP_SECONDS", 0.0, least=0.0),

@@ -1,0 +1,98 @@
+"""Prompt log-probabilities: how likely each token of a prompt is under this engine.
+
+The base value of a token depends on the token, the one before and the position, and averages
+-0.3. A dtype multiplies it by a factor around one that depends on the same things, so that two
+engines of one dtype agree and the mean difference between dtypes is the table's drift.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence as Many
+from typing import Any
+
+from . import tokens
+from .quality import BATCH_NOISE, Quality
+
+MEAN_NLL = 0.3
+"""Mean negative log-likelihood per token of a 16-bit cache, in nats."""
+_SPREAD = 4.0
+"""Greatest deviation of a token's drift from the mean, in multiples of the mean."""
+_HIGHEST_RANK = 100_000
+_CHUNK = 2048
+
+Row = dict[str, dict[str, Any]]
+
+
+async def score(
+    ids: Many[int], quality: Quality, dtype_seed: int, batch_seed: int, alternatives: int
+) -> list[Row | None]:
+    """Return what vLLM answers as ``prompt_logprobs``.
+
+    Args:
+        ids: the prompt.
+        quality: of the dtype.
+        dtype_seed: of what the dtype does, the same on each engine that has it.
+        batch_seed: of what the batch does, different for each request.
+        alternatives: how many of the likeliest tokens are told besides the prompt's own.
+    """
+    pieces = {token: tokens.piece_of(token) for token in set(ids)}
+    rows: list[Row | None] = [None]
+    for position in range(1, len(ids)):
+        if position % _CHUNK == 0:
+            await asyncio.sleep(0)  # Streams must not wait for a long prompt.
+        token = ids[position]
+        nll = _nll(ids[position - 1], token, position, quality, dtype_seed, batch_seed)
+        rank = int(min(math.exp(min(nll, 50.0)), _HIGHEST_RANK))
+        row = {str(token): _entry(-nll, rank, pieces[token])}
+        if alternatives:
+            _add_alternatives(row, token, position, nll, rank, alternatives)
+        rows.append(row)
+    return rows
+
+
+def _uniform(*context: int) -> float:
+    # The hash of a tuple of integers is the same in every process, and much quicker than a digest.
+    mixed = (hash(context) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    mixed ^= mixed >> 29
+    mixed = (mixed * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    return (mixed >> 11) * 2.0**-53
+
+
+def _nll(
+    before: int, token: int, position: int, quality: Quality, dtype_seed: int, batch_seed: int
+) -> float:
+    nll = -MEAN_NLL * math.log(1.0 - _uniform(before, token, position))
+    drift = quality.drift_at(position) / MEAN_NLL
+    if drift:
+        # Never so far that a probability would exceed one; the mean stays as it is.
+        spread = min(_SPREAD, (1.0 + drift) / drift)
+        deviation = 2.0 * _uniform(before, token, position, dtype_seed) - 1.0
+        nll *= 1.0 + drift * (1.0 + spread * deviation)
+    return nll * (1.0 + BATCH_NOISE * (2.0 * _uniform(position, batch_seed) - 1.0))
+
+
+def _entry(logprob: float, rank: int, piece: str) -> dict[str, Any]:
+    return {"logprob": logprob, "rank": rank, "decoded_token": piece}
+
+
+def _add_alternatives(
+    row: Row, token: int, position: int, nll: float, rank: int, count: int
+) -> None:
+    """Add the tokens of the ranks up to ``count``, as likely as their ranks allow."""
+    left = max(1.0 - math.exp(-nll), 1e-9)
+    number = position
+    for other in range(1, count + 1):
+        if other == rank:
+            continue
+        word = tokens.WORDS[number % len(tokens.WORDS)]
+        if tokens.id_of(word) == token:
+            number += 1
+            word = tokens.WORDS[number % len(tokens.WORDS)]
+        number += 1
+        if other < rank:
+            logprob = math.log(left / (rank - 1))
+        elif rank == 1:
+            logprob = math.log(left) - (other - 1) * math.log(2.0)
+        else:
+            logprob = -nll - (other - rank) * math.log(2.0)
+        row[str(tokens.id_of(word))] = _entry(logprob, other, word)
