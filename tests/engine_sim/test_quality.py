@@ -97,6 +97,7 @@ def test_an_answer_that_turns_is_the_base_answer_until_then() -> None:
 def test_int4_turns_more_often_after_a_long_prompt() -> None:
     quality = BY_DTYPE[INT4]
     assert quality.flips_at(LONG_TOKENS) == pytest.approx(2 * quality.flips_at(0))
+    assert quality.flips_at(9 * LONG_TOKENS) == pytest.approx(3 * quality.flips_at(0))
     assert BY_DTYPE["auto"].flips_at(LONG_TOKENS) == 0 < BATCH_FLIP_RATE
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from .errors import ApiError
 from .request import Call
-from .scoring import Row
 
 
 def usage(call: Call) -> dict[str, int]:
@@ -18,13 +17,19 @@ def usage(call: Call) -> dict[str, int]:
     }
 
 
-def whole(
-    call: Call, fingerprint: str | None, prompt_logprobs: list[Row | None] | None = None
-) -> dict[str, Any]:
-    """Return the answer to a request that does not stream."""
+def whole(call: Call, fingerprint: str | None, prompt_logprobs: str | None = None) -> str:
+    """Return the answer to a request that does not stream.
+
+    Args:
+        call: the request, which is finished.
+        fingerprint: of the engine.
+        prompt_logprobs: those of the prompt, as JSON.
+    """
     count = call.sequence.generated
+    # They were encoded piece by piece, so they come to stand where this name is now.
+    place = f"prompt_logprobs of {call.request_id}"
     prompt: dict[str, Any] = {
-        "prompt_logprobs": prompt_logprobs,
+        "prompt_logprobs": None if prompt_logprobs is None else place,
         "prompt_token_ids": call.prompt_ids if call.return_ids else None,
     }
     choice: dict[str, Any] = {
@@ -48,7 +53,8 @@ def whole(
         "system_fingerprint": fingerprint,
     }
     # vLLM tells of a chat's prompt beside the choices, of a completion's within them.
-    return {**answer, **prompt} if call.chat else answer
+    text = json.dumps({**answer, **prompt} if call.chat else answer)
+    return text if prompt_logprobs is None else text.replace(f'"{place}"', prompt_logprobs)
 
 
 def message_of(call: Call) -> dict[str, Any]:

@@ -20,6 +20,8 @@ BATCH_NOISE = 0.003
 """Greatest relative change of a token's log-likelihood because the batch differs."""
 SATURATED_USAGE = 0.95
 """Share of the KV cache in use beyond which the engine is saturated."""
+MOST_GROWTH = 2.0
+"""How many times ``long_tokens`` make things worse; more than that adds nothing."""
 MOST_CITATIONS = 4
 NEVER = sys.maxsize
 
@@ -56,12 +58,14 @@ class Quality:
 
     def drift_at(self, position: int) -> float:
         """Return the mean drift, in nats, of the token at a position."""
-        return self.drift * (1.0 + self.drift_growth * position / self.long_tokens)
+        return self.drift * (1.0 + self.drift_growth * self._length(position))
 
     def flips_at(self, prompt_tokens: int) -> float:
         """Return the probability per token of a flip after a prompt of this length."""
-        grown = self.flip_rate * (1.0 + self.flip_growth * prompt_tokens / self.long_tokens)
-        return min(1.0, grown)
+        return min(1.0, self.flip_rate * (1.0 + self.flip_growth * self._length(prompt_tokens)))
+
+    def _length(self, tokens: int) -> float:
+        return min(tokens / self.long_tokens, MOST_GROWTH)
 
 
 _EXACT = Quality()

@@ -6,9 +6,11 @@ engines of one dtype agree and the mean difference between dtypes is the table's
 """
 
 import asyncio
+import itertools
+import json
 import math
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
-from typing import Any
 
 from . import tokens
 from .quality import BATCH_NOISE, Quality
@@ -20,13 +22,14 @@ _SPREAD = 4.0
 _HIGHEST_RANK = 100_000
 _CHUNK = 2048
 
-Row = dict[str, dict[str, Any]]
-
 
 async def score(
     ids: Many[int], quality: Quality, dtype_seed: int, batch_seed: int, alternatives: int
-) -> list[Row | None]:
-    """Return what vLLM answers as ``prompt_logprobs``.
+) -> str:
+    """Return what vLLM answers as ``prompt_logprobs``, as JSON.
+
+    It is written piece by piece, since a long prompt makes megabytes of it and streams must not
+    wait for them.
 
     Args:
         ids: the prompt.
@@ -35,19 +38,20 @@ async def score(
         batch_seed: of what the batch does, different for each request.
         alternatives: how many of the likeliest tokens are told besides the prompt's own.
     """
-    pieces = {token: tokens.piece_of(token) for token in set(ids)}
-    rows: list[Row | None] = [None]
+    pieces = {token: json.dumps(tokens.piece_of(token)) for token in set(ids)}
+    rows = ["null"]
     for position in range(1, len(ids)):
         if position % _CHUNK == 0:
-            await asyncio.sleep(0)  # Streams must not wait for a long prompt.
+            await asyncio.sleep(0)
         token = ids[position]
         nll = _nll(ids[position - 1], token, position, quality, dtype_seed, batch_seed)
         rank = int(min(math.exp(min(nll, 50.0)), _HIGHEST_RANK))
-        row = {str(token): _entry(-nll, rank, pieces[token])}
+        row = _entry(token, -nll, rank, pieces[token])
         if alternatives:
-            _add_alternatives(row, token, position, nll, rank, alternatives)
-        rows.append(row)
-    return rows
+            others = _alternatives(token, position, nll, rank, alternatives)
+            row = ", ".join([row, *others])
+        rows.append(f"{{{row}}}")
+    return f"[{', '.join(rows)}]"
 
 
 def _uniform(*context: int) -> float:
@@ -71,28 +75,24 @@ def _nll(
     return nll * (1.0 + BATCH_NOISE * (2.0 * _uniform(position, batch_seed) - 1.0))
 
 
-def _entry(logprob: float, rank: int, piece: str) -> dict[str, Any]:
-    return {"logprob": logprob, "rank": rank, "decoded_token": piece}
+def _entry(token: int, logprob: float, rank: int, piece: str) -> str:
+    return f'"{token}": {{"logprob": {logprob!r}, "rank": {rank}, "decoded_token": {piece}}}'
 
 
-def _add_alternatives(
-    row: Row, token: int, position: int, nll: float, rank: int, count: int
-) -> None:
-    """Add the tokens of the ranks up to ``count``, as likely as their ranks allow."""
+def _alternatives(token: int, position: int, nll: float, rank: int, count: int) -> Iterator[str]:
+    """Yield the tokens of the ranks up to ``count``, as likely as their ranks allow."""
     left = max(1.0 - math.exp(-nll), 1e-9)
-    number = position
+    first = position % len(tokens.WORDS)
+    words = itertools.islice(itertools.cycle(tokens.WORDS), first, None)
+    others = (word for word in words if tokens.id_of(word) != token)
     for other in range(1, count + 1):
         if other == rank:
             continue
-        word = tokens.WORDS[number % len(tokens.WORDS)]
-        if tokens.id_of(word) == token:
-            number += 1
-            word = tokens.WORDS[number % len(tokens.WORDS)]
-        number += 1
         if other < rank:
             logprob = math.log(left / (rank - 1))
         elif rank == 1:
             logprob = math.log(left) - (other - 1) * math.log(2.0)
         else:
             logprob = -nll - (other - rank) * math.log(2.0)
-        row[str(tokens.id_of(word))] = _entry(logprob, other, word)
+        word = next(others)
+        yield _entry(tokens.id_of(word), logprob, other, json.dumps(word))

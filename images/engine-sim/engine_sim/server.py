@@ -189,7 +189,8 @@ class Server:
         if call.prompt_logprobs is not None:
             quality, seeds = self.settings.quality, (call.dtype_seed, call.batch_seed)
             told = await scoring.score(call.prompt_ids, quality, *seeds, call.prompt_logprobs)
-        return web.json_response(protocol.whole(call, self.settings.fingerprint, told))
+        text = protocol.whole(call, self.settings.fingerprint, told)
+        return web.json_response(text=text)
 
     def moment(self) -> Moment:
         """Return what an answer given now depends on besides the request."""
