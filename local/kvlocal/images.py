@@ -22,7 +22,7 @@ PYTHON_OF_RELEASE = "3.11"
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 BASE_KEY = f"{DEBIAN_RELEASE}-1"
 
-PRODUCT = ("operator", "router", "engine-sim")
+PRODUCT = ("operator", "router", "shadow", "engine-sim")
 """Images of the product, each with a folder in images/."""
 
 BUILDS_KEPT = 3
@@ -34,6 +34,7 @@ ALERTMANAGER_IMAGE = "localhost/kvlocal/alertmanager:1"
 _SOURCES = {
     "operator": ("operator/kvquant", "requirements.lock"),
     "router": (),
+    "shadow": ("operator/kvquant",),
     "engine-sim": (),
 }
 """What a product's Dockerfile copies besides its own folder in images/."""
@@ -41,6 +42,7 @@ _SOURCES = {
 _LOCKS = {
     "operator": "requirements.lock",
     "router": "images/router/requirements.lock",
+    "shadow": "images/shadow/requirements.lock",
     "engine-sim": "images/engine-sim/requirements.lock",
 }
 

@@ -1,0 +1,222 @@
+"""The service in its loop: receives, watches the pods and their load, and lets workers compare."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import aiohttp
+from aiohttp import web
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from kvquant.core.shadow_settings import ShadowSettings
+from kvquant.shadow import pods as addresses
+from kvquant.shadow import replaying, throttle
+from kvquant.shadow.allowance import Allowance
+from kvquant.shadow.discreet import described
+from kvquant.shadow.metrics import BASELINE_ARM, CANARY_ARM, Metrics
+from kvquant.shadow.pairs import Arm, Comparer
+from kvquant.shadow.pods import Pods, Resolve
+from kvquant.shadow.ports import Log, Sanitizer
+from kvquant.shadow.queue import WaitingJobs
+from kvquant.shadow.receiving import Receiver
+from kvquant.shadow.replaying import Replayer
+
+logger = logging.getLogger(__name__)
+
+EXPIRE_SECONDS = 0.25
+CLOSE_WITHIN = 12.0
+THREADS = 2
+"""Threads that sanitize. More would only take the interpreter from each other."""
+
+
+class Service:
+    """Everything, wired. Make it inside a running loop; one `run`, then no more."""
+
+    def __init__(
+        self,
+        settings: ShadowSettings,
+        run: str,
+        sanitizer: Sanitizer,
+        log: Log,
+        *,
+        engine_key: str = "",
+        resolve: Resolve = addresses.resolve,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make a service that does not listen yet.
+
+        Args:
+            settings: What the operator told.
+            run: Name of this process's life, never used before.
+            sanitizer: Replaces personal data.
+            log: Keeps pairs.
+            engine_key: API key of the engines; empty: they ask for none.
+            resolve: Returns the addresses of a host.
+            clock: Returns the present time in seconds.
+        """
+        self._settings, self._log, self._clock = settings, log, clock
+        self._sanitizer, self._run, self._engine_key = sanitizer, run, engine_key
+        self.metrics = Metrics(settings, run)
+        self._queue = WaitingJobs(
+            settings.queue_requests,
+            settings.queue_bytes,
+            clock,
+            lambda: self.metrics.dropped("deadline"),
+        )
+        self._receiver = Receiver(settings, self._queue, self.metrics, clock)
+        self._baseline = self._arm(BASELINE_ARM, Pods(settings.baseline, resolve))
+        self._canary = self._arm(CANARY_ARM, Pods(settings.canary, resolve))
+        self._in_flight = 0
+        self._loads: list[throttle.Load | None] = []
+        self._held: str | None = "nothing measured yet"
+        self._queue.gate(is_open=False)
+        self.metrics.throttled(is_throttled=True)
+        self.port = self.metrics_port = 0
+
+    def _arm(self, name: str, pods: Pods) -> Arm:
+        return Arm(name, pods, Allowance(self._settings.tokens_per_second, self._clock))
+
+    async def run(
+        self,
+        host: str,
+        port: int,
+        metrics_port: int,
+        ended: asyncio.Event,
+        listens: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Serve until told to end.
+
+        Args:
+            host: Address to listen at.
+            port: Port for mirrored requests; 0: any that is free.
+            metrics_port: Port for metrics and /healthz; 0: any that is free.
+            ended: Set when it is to end.
+            listens: Called when both ports are open.
+
+        Raises:
+            OSError: A port cannot be had.
+        """
+        threads = ThreadPoolExecutor(THREADS, "sanitizing")
+        loop = asyncio.get_running_loop()
+        mirrored, asked = self._receiver.server(), web.Server(self._told, access_log=None)
+        async with replaying.client() as client:
+            comparer = Comparer(
+                self._settings,
+                self._run,
+                self._baseline,
+                self._canary,
+                replayer=Replayer(client, self._clock, self._engine_key),
+                sanitizer=self._sanitizer,
+                log=self._log,
+                metrics=self.metrics,
+                threads=threads,
+                clock=self._clock,
+                now=lambda: datetime.now(UTC),
+            )
+            listeners = [
+                await loop.create_server(mirrored, host, port, backlog=512),
+                await loop.create_server(asked, host, metrics_port),
+            ]
+            self.port, self.metrics_port = (
+                listener.sockets[0].getsockname()[1] for listener in listeners
+            )
+            await self._log.start()
+            tasks = [
+                asyncio.create_task(self._again(addresses.REFRESH_SECONDS, self._look)),
+                asyncio.create_task(
+                    self._again(throttle.SCRAPE_SECONDS, lambda: self._measure(client))
+                ),
+                asyncio.create_task(self._again(EXPIRE_SECONDS, self._expire)),
+                *(
+                    asyncio.create_task(self._work(comparer))
+                    for _ in range(self._settings.concurrency)
+                ),
+            ]
+            listens()
+            try:
+                await ended.wait()
+            finally:
+                for listener in listeners:
+                    listener.close()
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(mirrored.shutdown(1.0), asked.shutdown(1.0))
+                threads.shutdown(wait=False, cancel_futures=True)
+                await self._close_log()
+
+    async def _close_log(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_WITHIN):
+                await self._log.close()
+        except TimeoutError:
+            logger.warning("the log was not closed within %g s", CLOSE_WITHIN)
+
+    async def _work(self, comparer: Comparer) -> None:
+        while True:
+            job = await self._queue.take()
+            self._working(1)
+            try:
+                await comparer.compare(job)
+            except Exception as error:
+                self.metrics.dropped("error")
+                logger.warning("a pair was given up: %s", described(error))
+            finally:
+                self._working(-1)
+
+    def _working(self, change: int) -> None:
+        self._in_flight += change
+        self.metrics.in_flight(self._in_flight)
+        self.metrics.queued(len(self._queue))
+
+    async def _again(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                logger.warning("something that repeats failed: %s", described(error))
+            await asyncio.sleep(seconds)
+
+    async def _look(self) -> None:
+        for arm in (self._baseline, self._canary):
+            await arm.pods.refresh()
+            self.metrics.pods(arm.name, len(arm.pods.urls))
+        self._decide()
+
+    async def _measure(self, client: aiohttp.ClientSession) -> None:
+        if not self._baseline.pods.urls:
+            await self._look()
+        scrapes = (throttle.scrape(client, url) for url in self._baseline.pods.urls)
+        self._loads = await asyncio.gather(*scrapes)
+        self._decide()
+
+    async def _expire(self) -> None:
+        self._queue.expire()
+        self.metrics.queued(len(self._queue))
+
+    def _decide(self) -> None:
+        """Let jobs go on only while both arms have pods and the baseline has something to spare."""
+        held = throttle.busy(
+            self._loads, self._settings.baseline_kv_usage, self._settings.baseline_waiting
+        )
+        if not self._canary.pods.urls:
+            held = "no canary pod"
+        if held != self._held:
+            logger.info("replays wait: %s" if held else "replays go on%s", held or "")
+        self._held = held
+        self._queue.gate(is_open=held is None)
+        self.metrics.throttled(is_throttled=held is not None)
+
+    async def _told(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == "/healthz":
+            return web.Response(text="ok\n")
+        if request.path == "/metrics":
+            return web.Response(
+                body=self.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST}
+            )
+        return web.Response(status=404)

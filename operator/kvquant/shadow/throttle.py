@@ -1,0 +1,85 @@
+"""Whether production can spare what a replay costs: read from the baseline's own metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import aiohttp
+
+SCRAPE_SECONDS = 2.0
+SCRAPE_WITHIN = 2.0
+LONGEST_ANSWER = 16 * 2**20
+_SAMPLE = re.compile(
+    r"^vllm:(kv_cache_usage_perc|num_requests_waiting)(?:\{[^}\n]*\})?[ \t]+(\S+)", re.MULTILINE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy a pod is.
+
+    Attributes:
+        kv_usage: Share of its KV cache that is in use.
+        waiting: Requests that wait in it.
+    """
+
+    kv_usage: float
+    waiting: float
+
+
+def read(exposition: str) -> Load | None:
+    """Return the load that a pod's metrics tell; None: they do not.
+
+    An engine in parts (data parallel) has a series for each: the fullest cache counts, and all
+    that wait.
+    """
+    usage: list[float] = []
+    waiting: list[float] = []
+    for name, value in _SAMPLE.findall(exposition):
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+        (usage if name == "kv_cache_usage_perc" else waiting).append(number)
+    if not usage or not waiting:
+        return None
+    load = Load(max(usage), sum(waiting))
+    return load if math.isfinite(load.kv_usage) and math.isfinite(load.waiting) else None
+
+
+def busy(loads: Sequence[Load | None], kv_usage: float, waiting: float) -> str | None:
+    """Return why the baseline has nothing to spare, in a word; None: it has.
+
+    Args:
+        loads: Load of each of its pods; None: unknown, which counts as busy.
+        kv_usage: Share of the KV cache that may be in use.
+        waiting: Requests that may wait.
+    """
+    if not loads:
+        return "no baseline pod"
+    if any(load is None for load in loads):
+        return "baseline not measured"
+    known = [load for load in loads if load is not None]
+    if max(load.kv_usage for load in known) > kv_usage:
+        return "kv cache"
+    if max(load.waiting for load in known) > waiting:
+        return "queue"
+    return None
+
+
+async def scrape(client: aiohttp.ClientSession, url: str) -> Load | None:
+    """Return the load of a pod; None: it does not tell."""
+    try:
+        async with asyncio.timeout(SCRAPE_WITHIN), client.get(f"{url}/metrics") as answer:
+            if answer.status != 200:
+                return None
+            content = await answer.content.read(LONGEST_ANSWER)
+            while not answer.content.at_eof() and len(content) < LONGEST_ANSWER:
+                content += await answer.content.read(LONGEST_ANSWER)
+    except (OSError, aiohttp.ClientError):
+        return None
+    return read(content.decode("utf-8", "replace"))
