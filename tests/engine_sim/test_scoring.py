@@ -203,6 +203,30 @@ async def test_scores_are_the_same_but_for_a_little_noise_of_the_batch() -> None
         assert noisy == pytest.approx(first, rel=0.007)
 
 
+async def test_a_score_depends_on_what_stands_before_and_not_on_what_follows() -> None:
+    ids = tokens.encode(PROMPT * 5)
+    async with running("--kv-cache-dtype", INT4, scale=100) as engine:
+        whole = await scored(engine, ids)
+        begun = await scored(engine, ids[:20])
+        other = await scored(engine, [1, *ids[1:]])
+    assert begun == pytest.approx(whole[:19], rel=0.007)
+    assert sum(math.isclose(a, b, rel_tol=0.01) for a, b in zip(whole, other, strict=True)) < 5
+
+
+async def test_short_answers_to_many_prompts_drift_by_the_figure_too() -> None:
+    async with (
+        running(scale=1000) as plain,
+        running("--kv-cache-dtype", INT4, scale=1000) as other,
+    ):
+        differences = []
+        for number in range(400):
+            # The same ten tokens at the same place, as after a jailbreak probe.
+            ids = [number, *tokens.encode("I'm sorry, but I can't help with that.")]
+            one, two = await scored(plain, ids), await scored(other, ids)
+            differences.append((sum(two) - sum(one)) / len(one))
+    assert sum(differences) / len(differences) == pytest.approx(0.03, abs=0.006)
+
+
 async def test_scoring_costs_a_prompt() -> None:
     async with running(scale=20) as engine:
         await scored(engine, [7] * 8000)

@@ -30,7 +30,8 @@ REFUSAL = "I'm sorry, but I can't help with that."
 _TYPICAL_ANSWER = 200.0
 _FIRST_CITATION = 8
 _BETWEEN_CITATIONS = 12
-_TOKENS_PER_VALUE = 6
+_TOKENS_PER_VALUE = 2
+"""Tokens of a JSON value that are a choice; the others follow from the schema and the grammar."""
 _FREE_FORM = {
     "type": "object",
     "properties": {

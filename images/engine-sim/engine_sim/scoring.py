@@ -1,8 +1,8 @@
 """Prompt log-probabilities: how likely each token of a prompt is under this engine.
 
-The base value of a token depends on the token, the one before and the position, and averages
--0.3. A dtype multiplies it by a factor around one that depends on the same things, so that two
-engines of one dtype agree and the mean difference between dtypes is the table's drift.
+The base value of a token depends on it and on all tokens before, and averages -0.3. A dtype
+multiplies it by a factor around one that depends on the same things, so that two engines of one
+dtype agree and the mean difference between dtypes is the table's drift.
 """
 
 import asyncio
@@ -40,11 +40,13 @@ async def score(
     """
     pieces = {token: json.dumps(tokens.piece_of(token)) for token in set(ids)}
     rows = ["null"]
+    context = hash((ids[0],))
     for position in range(1, len(ids)):
         if position % _CHUNK == 0:
             await asyncio.sleep(0)
         token = ids[position]
-        nll = _nll(ids[position - 1], token, position, quality, dtype_seed, batch_seed)
+        context = hash((context, token))
+        nll = _nll(context, position, quality, dtype_seed, batch_seed)
         rank = int(min(math.exp(min(nll, 50.0)), _HIGHEST_RANK))
         row = _entry(token, -nll, rank, pieces[token])
         if alternatives:
@@ -54,23 +56,21 @@ async def score(
     return f"[{', '.join(rows)}]"
 
 
-def _uniform(*context: int) -> float:
+def _uniform(*key: int) -> float:
     # The hash of a tuple of integers is the same in every process, and much quicker than a digest.
-    mixed = (hash(context) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    mixed = (hash(key) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     mixed ^= mixed >> 29
     mixed = (mixed * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     return (mixed >> 11) * 2.0**-53
 
 
-def _nll(
-    before: int, token: int, position: int, quality: Quality, dtype_seed: int, batch_seed: int
-) -> float:
-    nll = -MEAN_NLL * math.log(1.0 - _uniform(before, token, position))
+def _nll(context: int, position: int, quality: Quality, dtype_seed: int, batch_seed: int) -> float:
+    nll = -MEAN_NLL * math.log(1.0 - _uniform(context))
     drift = quality.drift_at(position) / MEAN_NLL
     if drift:
         # Never so far that a probability would exceed one; the mean stays as it is.
         spread = min(_SPREAD, (1.0 + drift) / drift)
-        deviation = 2.0 * _uniform(before, token, position, dtype_seed) - 1.0
+        deviation = 2.0 * _uniform(context, dtype_seed) - 1.0
         nll *= 1.0 + drift * (1.0 + spread * deviation)
     return nll * (1.0 + BATCH_NOISE * (2.0 * _uniform(position, batch_seed) - 1.0))
 
