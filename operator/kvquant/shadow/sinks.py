@@ -98,7 +98,7 @@ def filesystem_of(url: str) -> tuple[AbstractFileSystem, str]:
 
         plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
         scheme: Any = parts.scheme
-        # A cached one would keep the credentials of its first day; fsspec's types know no such word.
+        # A cached one would keep the credentials of its first day. The types know no such option.
         unshared: dict[str, Any] = {"skip_instance_cache": True}
         filesystem = FsspecStore(
             scheme,
