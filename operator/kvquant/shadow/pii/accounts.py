@@ -16,11 +16,11 @@ _BRANDS = re.compile(
     r"|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}"
     r"|3[47]\d{13}"
     r"|(?:6011|64[4-9]\d|65\d\d)\d{12,15}"
-    r"|35(?:2[89]|[3-8]\d)\d{12,15}"
+    r"|35\d{14,17}"
     r"|(?:2131|1800)\d{11}"
     r"|3(?:0[0-5]|[689]\d)\d{11,16}"
     r"|62\d{14,17}"
-    r"|(?:5018|5020|5038|5[678]\d\d|6304|6759|676[1-3]|0604|6390)\d{8,15}"
+    r"|(?:50|5[678]|6[37])\d{10,17}|0604\d{8,15}|220[0-4]\d{12,15}"
 )
 _BY_BRAND = re.compile(r"(?:4-){3,4}[1-4]-|4-6-[45]-")
 """Sizes of the groups in which cards are written."""
@@ -103,30 +103,40 @@ _LENGTHS = {
 }
 _IBAN_HEAD = compiled(r"(?i)(?:\b|_)[A-Z]{2}[ \-]?[0-9]{2}[ \t\r\n.\-]{0,2}[A-Z0-9]")
 _IBAN_SEPARATORS = " \t\r\n.-"
+_SOLID = re.compile(r"[A-Za-z0-9]+")
+_SHORTEST_IBAN, _LONGEST_IBAN = 15, 34
 
 
 def ibans(view: View, hint: str) -> Iterator[Found]:  # noqa: ARG001
     """Find IBANs: the country's length, and the check digits."""
     for match in _IBAN_HEAD.finditer(view.plain):
         start = match.start() + (view.plain[match.start()] == ord("_"))
-        length = _LENGTHS.get(view.text[start : start + 2].upper())
-        if length is None:
-            continue
-        value, at = "", start
-        gap = 0
-        # The longest has 33 characters, and no more than two separators after each.
-        while at < len(view.text) and len(value) < length and gap <= 2:
-            character = view.text[at]
-            at += 1
-            if character.isascii() and character.isalnum():
-                value += character.upper()
-                gap = 0
-            elif character in _IBAN_SEPARATORS:
-                gap += 1
-            else:
-                break
-        following = view.text[at : at + 1]
-        if len(value) < length or (following.isascii() and following.isalnum()):
-            continue
-        if value[2:4].isdigit() and mod97(value):
-            yield Found(start, at, "IBAN", value)
+        length = _LENGTHS.get(view.text[start : start + 2].upper(), 0)
+        value, end = _account(view.text, start, length)
+        if not value:
+            # A country or a length that the table does not know, without separators.
+            body = _SOLID.match(view.text, start, start + _LONGEST_IBAN + 1)
+            value = body.group().upper() if body is not None else ""
+            end = start + len(value)
+        if _SHORTEST_IBAN <= len(value) <= _LONGEST_IBAN and value[2:4].isdigit() and mod97(value):
+            yield Found(start, end, "IBAN", value)
+
+
+def _account(text: str, start: int, length: int) -> tuple[str, int]:
+    """Return so many characters without the separators between them, and where they end."""
+    value, at = "", start
+    gap = 0
+    while at < len(text) and len(value) < length and gap <= 2:
+        character = text[at]
+        at += 1
+        if character.isascii() and character.isalnum():
+            value += character.upper()
+            gap = 0
+        elif character in _IBAN_SEPARATORS:
+            gap += 1
+        else:
+            break
+    following = text[at : at + 1]
+    if len(value) < length or (following.isascii() and following.isalnum()):
+        return "", at
+    return value, at

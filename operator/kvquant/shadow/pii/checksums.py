@@ -142,6 +142,9 @@ def cpf(digits: str) -> bool:
 
 
 def ssn(digits: str) -> bool:
-    """Social security number of the USA: no check digit, but numbers that were never given."""
+    """Social security number of the USA: no check digit, but numbers that were never given.
+
+    Those from 900 on are of taxpayers without a social security number (ITIN).
+    """
     area, group, serial = digits[:3], digits[3:5], digits[5:]
-    return area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
+    return area not in ("000", "666") and group != "00" and serial != "0000"

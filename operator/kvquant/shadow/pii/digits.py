@@ -23,7 +23,7 @@ _RUN = compiled(r"[0-9](?:[ \t\r\n._()/\-]{0,3}[0-9]){6,}")
 _GROUP = compiled(r"[0-9]+")
 _DATE = compiled(
     r"\b(?:(?:19|20)[0-9]{2}([\-./])(?:0?[1-9]|1[0-2])[\-./](?:0?[1-9]|[12][0-9]|3[01])"
-    r"|(?:0?[1-9]|[12][0-9]|3[01])[\-./](?:0?[1-9]|[12][0-9]|3[01])[\-./](?:19|20)[0-9]{2})\b"
+    r"|(?:0?[1-9]|[12][0-9]|3[01])[\-./](?:0?[1-9]|[12][0-9]|3[01])[\-./](?:(?:19|20)[0-9]{2}|[0-9]{2}))\b"
 )
 
 
@@ -98,7 +98,8 @@ def runs(view: View) -> Iterator[Run]:
         start, end = match.span()
         at = start
         for day in _DATE.finditer(plain, start, end):
-            # `\b` looks beyond the ends of the run: what is given is the end of the whole text.
+            if _goes_on(plain, day.start() - 1, -1) or _goes_on(plain, day.end(), 1):
+                continue
             if day.start() > at:
                 yield from _piece(view, at, day.start())
             at = day.end()
@@ -106,6 +107,12 @@ def runs(view: View) -> Iterator[Run]:
             yield Run(view, start, end)
         elif at < end:
             yield from _piece(view, at, end)
+
+
+def _goes_on(plain: bytes, at: int, step: int) -> bool:
+    """Whether what looks like a date is part of a longer number of the same make."""
+    beyond = at + step
+    return plain[at : at + 1] in (b"-", b".", b"/") and plain[max(beyond, 0) : beyond + 1].isdigit()
 
 
 def _piece(view: View, start: int, end: int) -> Iterator[Run]:

@@ -17,12 +17,17 @@ from kvquant.shadow.pii.addresses import ips, mails, urls
 from kvquant.shadow.pii.bodies import cleaned_body
 from kvquant.shadow.pii.budget import ERROR, Budget, Withheld
 from kvquant.shadow.pii.finding import KIND, Finder, Found, Search, merged
+from kvquant.shadow.pii.national import lettered_numbers, numbers
 from kvquant.shadow.pii.normalising import View
 from kvquant.shadow.pii.patterns import UserPatterns
+from kvquant.shadow.pii.phones import phones
 from kvquant.shadow.pii.placeholders import Placeholders
 from kvquant.shadow.pii.secrets import jwts, pems, tokens
 
-SEARCHES: tuple[Search, ...] = (pems, urls, jwts, tokens, mails, ibans, cards, ips)
+SEARCHES: tuple[Search, ...] = (
+    *(pems, urls, jwts, tokens, mails, ibans, cards),
+    *(numbers, lettered_numbers, ips, phones),
+)
 _PASSES = 6
 _FINDS_PER_CHECK = 64
 

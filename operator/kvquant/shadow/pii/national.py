@@ -1,0 +1,158 @@
+"""Numbers that a state gives to a person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from kvquant.shadow.pii import checksums
+from kvquant.shadow.pii.context import OF_A_PHONE, Words
+from kvquant.shadow.pii.digits import Run, compiled, runs
+from kvquant.shadow.pii.finding import Found
+from kvquant.shadow.pii.normalising import View
+
+
+@dataclass(frozen=True)
+class _Numeric:
+    """A number of digits alone."""
+
+    kind: str
+    shapes: frozenset[tuple[int, ...]]
+    """Sizes of the groups in which it is written and known by itself."""
+    check: Callable[[str], bool]
+    words: Words
+    """Words that say what it is, for when its look does not."""
+
+
+def _shapes(*shapes: tuple[int, ...]) -> frozenset[tuple[int, ...]]:
+    return frozenset(shapes)
+
+
+def _aadhaar(digits: str) -> bool:
+    return digits[0] >= "2" and checksums.verhoeff(digits)
+
+
+_NUMERIC = {
+    9: (
+        _Numeric(
+            "SSN",
+            _shapes((3, 2, 4)),
+            checksums.ssn,
+            Words(r"\bssn\b|social[ _\-]?sec(?:urity)?|\bss#|\btax ?id\b|\bitin\b"),
+        ),
+        _Numeric(
+            "BSN",
+            _shapes((4, 2, 3)),
+            checksums.bsn,
+            Words(r"\bbsn\b|burger ?service|\bsofi|persoonsnummer"),
+        ),
+    ),
+    11: (
+        _Numeric(
+            "CPF",
+            _shapes((11,), (3, 3, 3, 2), (9, 2)),
+            checksums.cpf,
+            Words(r"\bcpf\b|contribuinte"),
+        ),
+        _Numeric(
+            "STEUER_ID",
+            _shapes((11,), (2, 3, 3, 3)),
+            checksums.steuer_id,
+            Words(r"steuer|\btin\b|\bidnr\b|tax ?id"),
+        ),
+        _Numeric("PESEL", _shapes((11,), (6, 5)), checksums.pesel, Words(r"pesel")),
+    ),
+    12: (_Numeric("AADHAAR", _shapes((4, 4, 4)), _aadhaar, Words(r"aadh?aa?r|\buid(?:ai)?\b")),),
+    15: (
+        _Numeric(
+            "NIR",
+            _shapes((15,), (13, 2), (1, 2, 2, 2, 3, 3, 2)),
+            checksums.nir,
+            Words(r"s\x80cu|secu|\bnir\b|\binsee\b"),
+        ),
+    ),
+}
+_LONGEST = max(_NUMERIC)
+# With 9 or 12 digits, one in ten or more has the right check digit by chance.
+_WEAK = ("SSN", "BSN", "AADHAAR")
+
+
+def numbers(view: View, hint: str) -> Iterator[Found]:
+    """Find national ids of digits: by check digits and shape, or by check digits and a word."""
+    for run in runs(view):
+        if not run.is_fraction:
+            yield from _numbers_in(run, hint)
+
+
+def _numbers_in(run: Run, hint: str) -> Iterator[Found]:
+    groups = run.groups
+    low = 1 if run.joined_before else 0
+    high = len(groups) - (1 if run.joined_after else 0)
+    begin = low
+    while begin < high:
+        digits = ""
+        longest = None
+        for end in range(begin + 1, high + 1):
+            digits += groups[end - 1].digits
+            if len(digits) > _LONGEST:
+                break
+            for number in _NUMERIC.get(len(digits), ()):
+                if number.check(digits) and _is_meant(run, begin, end, low, high, number, hint):
+                    longest = (end, number.kind, digits)
+                    break
+        if longest is not None:
+            end, kind, value = longest
+            yield Found(groups[begin].start, groups[end - 1].end, kind, value)
+        begin = longest[0] if longest is not None else begin + 1
+
+
+def _is_meant(
+    run: Run, begin: int, end: int, low: int, high: int, number: _Numeric, hint: str
+) -> bool:
+    sizes = tuple(len(group.digits) for group in run.groups[begin:end])
+    separators = set(run.separators[begin : end - 1])
+    start, stop = run.groups[begin].start, run.groups[end - 1].end
+    if sizes in number.shapes and len(separators) <= (2 if number.kind == "CPF" else 1):
+        return len(sizes) > 1 or not OF_A_PHONE.near(run.view, start, stop, hint)
+    # Spaced or wrapped evenly, which no phone number is.
+    even = all(size == sizes[0] for size in sizes[:-1]) and sizes[-1] <= sizes[0]
+    if (begin, end) == (low, high) and number.kind not in _WEAK and end - begin > 1 and even:
+        return True
+    return number.words.near(run.view, start, stop, hint)
+
+
+_S = r"[ \t\r\n.\-]{0,2}"
+_NINO = compiled(rf"(?i)\b[A-CEGHJ-PR-TW-Z]{_S}[A-CEGHJ-NPR-TW-Z](?:{_S}[0-9]){{6}}{_S}[A-D]\b")
+_NINO_NEVER = ("BG", "GB", "NK", "KN", "TN", "NT", "ZZ")
+_DNI = compiled(
+    r"(?i)\b(?:[0-9]{8}|[0-9]{1,2}\.[0-9]{3}\.[0-9]{3}|[XYZ][ .\-]?[0-9]{7}|[XYZ]-[0-9.]{9}"
+    r"|[0-9](?:[ \-\r\n][0-9]){7}|[0-9]{1,7}[\r\n]{1,2}[0-9]{1,7})[ .\-]?[A-Z]\b"
+)
+_DNI_LENGTH = 9
+_CORSICAN = compiled(rf"(?i)\b[12]{_S}[0-9]{{2}}{_S}[0-9]{{2}}{_S}2[AB](?:{_S}[0-9]){{8}}\b")
+_N = r"[0-9LMNP-V]"
+_FISCALE = compiled(
+    rf"(?i)\b[A-Z](?:{_S}[A-Z]){{5}}{_S}{_N}{_S}{_N}{_S}[ABCDEHLMPRST]{_S}{_N}{_S}{_N}"
+    rf"{_S}[A-Z](?:{_S}{_N}){{3}}{_S}[A-Z]\b"
+)
+
+
+def lettered_numbers(view: View, hint: str) -> Iterator[Found]:  # noqa: ARG001
+    """Find national ids with letters in them."""
+    for match in _NINO.finditer(view.plain):
+        value = _bare(view, match.span())
+        if value[:2] not in _NINO_NEVER:
+            yield Found(match.start(), match.end(), "NINO", value)
+    for pattern, kind, check in (
+        (_DNI, "DNI", lambda v: len(v) == _DNI_LENGTH and checksums.dni(v)),
+        (_CORSICAN, "NIR", checksums.nir),
+        (_FISCALE, "FISCALE", checksums.codice_fiscale),
+    ):
+        for match in pattern.finditer(view.plain):
+            value = _bare(view, match.span())
+            if check(value):
+                yield Found(match.start(), match.end(), kind, value)
+
+
+def _bare(view: View, span: tuple[int, int]) -> str:
+    return "".join(c for c in view.text[slice(*span)] if c.isalnum()).upper()

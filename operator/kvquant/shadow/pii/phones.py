@@ -1,0 +1,154 @@
+"""Phone numbers: international ones, national ones in their usual looks, and what is called so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvquant.shadow.pii.context import OF_A_PHONE, OF_A_THING
+from kvquant.shadow.pii.digits import Run, compiled, runs
+from kvquant.shadow.pii.finding import Found
+from kvquant.shadow.pii.normalising import View
+
+_SHORTEST, _LONGEST = 7, 15
+_COUNTRIES_2 = frozenset(
+    (
+        *("20", "27", "30", "31", "32", "33", "34", "36", "39", "40", "41", "43", "44", "45", "46"),
+        *("47", "48", "49", "51", "52", "53", "54", "55", "56", "57", "58", "60", "61", "62", "63"),
+        *("64", "65", "66", "81", "82", "84", "86", "90", "91", "92", "93", "94", "95", "98"),
+    )
+)
+_COUNTRIES_3 = frozenset(
+    (
+        *("21", "22", "23", "24", "25", "26", "29", "35", "37", "38", "42", "50", "59", "67", "68"),
+        *("69", "80", "85", "87", "88", "96", "97", "99"),
+    )
+)
+"""How the country codes of three digits begin."""
+_MOST_DIGITS = {
+    **dict.fromkeys(("45", "47"), 10),
+    **dict.fromkeys(("31", "32", "33", "34", "41", "46", "48", "61"), 11),
+    **dict.fromkeys(("39", "44", "81", "82", "90", "91"), 12),
+    **dict.fromkeys(("55", "86"), 13),
+}
+"""Digits with the country code, where nobody's number is longer."""
+_MOST_ELSEWHERE = 14
+
+_NATIONAL = compiled(
+    # North America.
+    r"(?:(?:00)?1[ .\-]{1,2})?(?:\([2-9][0-9]{2}\)[ .\-]{0,2}|[2-9][0-9]{2}[ .\-]{1,2})"
+    r"[2-9][0-9]{2}[ .\-]{1,2}[0-9]{4}"
+    # In pairs: France, Belgium, Denmark.
+    r"|0[1-9](?:[ .\-][0-9]{2}){4}"
+    # A trunk prefix of 0 and separators: most of Europe, Japan, Korea, Australia.
+    r"|\(?0[1-9][0-9]{0,4}\)?(?:[ ./\-]{1,3}|\)[ ./\-]{0,2})[0-9]{2,8}(?:[ .\-][0-9]{2,5}){0,3}"
+    # Russia and its neighbours, with a trunk prefix of 8.
+    r"|8[ \-]?\(?[0-9]{3}\)?[ \-][0-9]{3}[ \-][0-9]{2}[ \-]?[0-9]{2}"
+    # Spain, Portugal, Poland, Czechia.
+    r"|(?:\([2-4][0-9]{2}\) ?)?[2-9][0-9]{2} [0-9]{3} [0-9]{3}|\([2-4][0-9]{2}\) ?[0-9]{9}"
+    # Brazil, Japan without the 0, India, China.
+    r"|(?:\([1-9][0-9]\) ?|[1-9][0-9] )9?[0-9]{4}-[0-9]{4}|[1-9][0-9]-[0-9]{4}-[0-9]{4}"
+    r"|[6-9][0-9]{4}[ \-][0-9]{5}|1[3-9][0-9][ \-][0-9]{4}[ \-][0-9]{4}"
+)
+_AMOUNT = compiled(
+    r"(?i)\A\)? ?(?:[$\x81%]|eur|usd|gbp|pln|z\x80|kc|czk|sek|huf|rub|dollars?|people|users|tokens"
+    r"|bytes|kb|mb|inhabitants|habitants|einwohner|units|rows|[.,][0-9])"
+)
+_SHORTEST_NATIONAL, _LONGEST_NATIONAL = 8, 13
+_BARE = compiled(r"0[1-9][0-9]{8,9}|1[3-9][0-9]{9}")
+_EXTENSION = compiled(r"(?i)\A ?(?:x|ext\.? ?|extension )[0-9]{1,6}\b")
+
+
+def phones(view: View, hint: str) -> Iterator[Found]:
+    """Find phone numbers."""
+    for run in runs(view):
+        if run.is_fraction or run.joined_before:
+            continue
+        found = list(_international(run) or _called(run, hint) or _national(run, hint))
+        for start, end in found:
+            end = _with_extension(view, end)
+            sign = start
+            while sign > 0 and start - sign < 2 and view.plain[sign - 1] in b"(+":
+                sign -= 1
+            yield Found(sign, end, "PHONE", _digits(view, start, end))
+
+
+def _digits(view: View, start: int, end: int) -> str:
+    return "".join(c for c in view.text[start:end] if c.isdigit())
+
+
+def _with_extension(view: View, end: int) -> int:
+    extension = _EXTENSION.search(view.plain[end : end + 20])
+    return end if extension is None else end + int(extension.end())
+
+
+def _international(run: Run) -> list[tuple[int, int]]:
+    """Numbers with + and a country's code, or 00 and one."""
+    before = run.view.plain[max(0, run.start - 3) : run.start]
+    digits = run.digits
+    if b"+" in before:
+        if before[: before.rindex(b"+")][-1:].isalnum():
+            return []
+    elif digits.startswith("00") and len(run.groups) > 1:
+        digits = digits[2:]
+    else:
+        return []
+    skipped = len(run.digits) - len(digits)
+    if digits[:1] == "1":
+        most = least = 11
+        if digits[1:2] < "2" or digits[4:5] < "2":
+            return []
+    elif digits[:2] in _COUNTRIES_2:
+        most, least = _MOST_DIGITS.get(digits[:2], _MOST_ELSEWHERE), 8
+    elif digits[:2] in _COUNTRIES_3 or digits[:1] == "7":
+        most, least = 11 if digits[0] == "7" else 13, 8
+    else:
+        return []
+    # A trunk zero in brackets, as in +44 (0)20, is written but not counted.
+    most += skipped + ("(0)" in run.text)
+    end = _most_groups(run, most, least + skipped)
+    return [(run.start, end)] if end else []
+
+
+def _most_groups(run: Run, most: int, least: int) -> int:
+    """Return where as many groups end as one number can have, or 0 when there are too few."""
+    count = end = 0
+    for index, group in enumerate(run.groups):
+        separator = run.separators[index - 1] if index else ""
+        whole = count + len(group.digits)
+        if count >= least and (whole > most or "\n" in separator):
+            break
+        if whole > _LONGEST:
+            break
+        count += len(group.digits)
+        end = group.end
+    return end if count >= least else 0
+
+
+def _called(run: Run, hint: str) -> list[tuple[int, int]]:
+    """Numbers that a word nearby says are of a phone."""
+    if not OF_A_PHONE.near(run.view, run.start, run.end, hint):
+        return []
+    end = _most_groups(run, _LONGEST, _SHORTEST)
+    return [(run.start, end)] if end else []
+
+
+def _national(run: Run, hint: str) -> Iterator[tuple[int, int]]:
+    plain = run.view.plain
+    if run.before in ("-", "_", "#", "/", "=") and plain[run.start - 2 : run.start - 1].isalnum():
+        return
+    low = run.start - (run.before == "(")
+    for match in _NATIONAL.finditer(plain, low, run.end):
+        start, end = match.span()
+        count = len(_digits(run.view, start, end))
+        if _AMOUNT.search(plain[end : end + 16]) is not None:
+            continue
+        if not _SHORTEST_NATIONAL <= count <= _LONGEST_NATIONAL:
+            continue
+        if (start == low or plain[start - 1] in b" \t\r\n(") and (
+            end == run.end or plain[end] in b" \t\r\n)"
+        ):
+            yield start, end
+    if _BARE.fullmatch(plain[run.start : run.end]) is None or run.joined_after:
+        return
+    if not OF_A_THING.near(run.view, run.start, run.end, hint):
+        yield run.start, run.end
