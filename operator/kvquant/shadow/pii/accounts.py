@@ -34,48 +34,43 @@ def is_card(digits: str) -> bool:
 def cards(view: View, hint: str) -> Iterator[Found]:  # noqa: ARG001
     """Find payment cards: the brand's prefix and length, and the check digit."""
     for run in runs(view):
-        if not run.is_fraction:
-            yield from _cards_in(run)
+        begin = run.low
+        while begin < run.high:
+            end, value = _card_at(run, begin)
+            if value:
+                yield Found(run.spans[begin][0], run.spans[end - 1][1], "CARD", value)
+            begin = end
 
 
-def _cards_in(run: Run) -> Iterator[Found]:
-    groups = run.groups
-    low = 1 if run.joined_before else 0
-    high = len(groups) - (1 if run.joined_after else 0)
-    begin = low
-    while begin < high:
-        digits = ""
-        longest = 0
-        for end in range(begin + 1, high + 1):
-            digits += groups[end - 1].digits
-            if len(digits) > _LONGEST_CARD:
-                break
-            if len(digits) < _SHORTEST_CARD or not is_card(digits):
-                continue
-            if _is_written_so(run, begin, end, low, high):
-                longest = end
-        if longest:
-            value = "".join(group.digits for group in groups[begin:longest])
-            yield Found(groups[begin].start, groups[longest - 1].end, "CARD", value)
-        begin = longest or begin + 1
+def _card_at(run: Run, begin: int) -> tuple[int, str]:
+    """Return where the longest card that begins with a group ends, and its digits."""
+    size = run.sizes[begin]
+    # Groups of other sizes are a card only if they are all that there is, or were wrapped.
+    if size in (5, 6, 7, 8, 9, 10, 11) and begin != run.low and not run.wrapped:
+        return begin + 1, ""
+    longest = begin + 1, ""
+    for end, digits in run.windows(begin, _LONGEST_CARD):
+        if len(digits) >= _SHORTEST_CARD and _is_written_so(run, begin, end) and is_card(digits):
+            longest = end, digits
+    return longest
 
 
-def _is_written_so(run: Run, begin: int, end: int, low: int, high: int) -> bool:
+def _is_written_so(run: Run, begin: int, end: int) -> bool:
     """Whether groups are a card's, rather than neighbours in a table of numbers."""
-    if end - begin == 1 or (begin, end) == (low, high):
+    if end - begin == 1 or (begin, end) == (run.low, run.high):
         return True
-    if all("\n" in separator for separator in run.separators[begin : end - 1]):
-        return True
-    sizes = [len(group.digits) for group in run.groups[begin:end]]
-    if _BY_BRAND.fullmatch("".join(f"{size}-" for size in sizes)):
-        return True
-    size = sizes[0]
-    if size > 3 or any(one != size for one in sizes[:-1]) or sizes[-1] > size:
-        return False
-    # Ones, twos and threes are a card only if there are exactly as many of them in a row.
-    return (begin == low or len(run.groups[begin - 1].digits) != size) and (
-        end == high or len(run.groups[end].digits) != size
-    )
+    sizes = run.sizes
+    size = sizes[begin]
+    if size == 4:
+        shape = "".join(f"{size}-" for size in sizes[begin:end])
+        if _BY_BRAND.fullmatch(shape) is not None:
+            return True
+    elif size < 4 and run.is_even(begin, end):
+        # Ones, twos and threes are a card only if there are exactly as many of them in a row.
+        return (begin == run.low or sizes[begin - 1] != size) and (
+            end == run.high or sizes[end] != size
+        )
+    return all("\n" in separator for separator in run.separators[begin : end - 1])
 
 
 _COUNTRIES_OF_LENGTH = {
@@ -113,7 +108,7 @@ def ibans(view: View, hint: str) -> Iterator[Found]:  # noqa: ARG001
         start = match.start() + (view.plain[match.start()] == ord("_"))
         length = _LENGTHS.get(view.text[start : start + 2].upper(), 0)
         value, end = _account(view.text, start, length)
-        if not value:
+        if not value and view.plain[start - 1 : start] not in (b"+", b"/"):
             # A country or a length that the table does not know, without separators.
             body = _SOLID.match(view.text, start, start + _LONGEST_IBAN + 1)
             value = body.group().upper() if body is not None else ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import re2
 
@@ -14,26 +15,22 @@ _LATIN1 = re2.Options()
 _LATIN1.encoding = re2.Options.Encoding.LATIN1
 
 
-def compiled(pattern: str) -> re2._Regexp:
+def compiled(pattern: str) -> Any:
     """Return a pattern over `View.plain`, whose characters are single bytes."""
     return re2.compile(pattern.encode("latin-1"), _LATIN1)
 
 
 _RUN = compiled(r"[0-9](?:[ \t\r\n._()/\-]{0,3}[0-9]){6,}")
-_GROUP = compiled(r"[0-9]+")
-_DATE = compiled(
-    r"\b(?:(?:19|20)[0-9]{2}([\-./])(?:0?[1-9]|1[0-2])[\-./](?:0?[1-9]|[12][0-9]|3[01])"
-    r"|(?:0?[1-9]|[12][0-9]|3[01])[\-./](?:0?[1-9]|[12][0-9]|3[01])[\-./](?:(?:19|20)[0-9]{2}|[0-9]{2}))\b"
+_GROUP = re.compile(rb"[0-9]+")
+_NOISE = compiled(
+    # Dates.
+    r"\b(?:(?:19|20)[0-9]{2}[\-./](?:0?[1-9]|1[0-2])[\-./](?:0?[1-9]|[12][0-9]|3[01])"
+    r"|(?:0?[1-9]|[12][0-9]|3[01])[\-./](?:0?[1-9]|[12][0-9]|3[01])[\-./]"
+    r"(?:(?:19|20)[0-9]{2}|[0-9]{2})"
+    # Decimal fractions.
+    r"|0\.[0-9]+|[0-9]{1,6}\.[0-9]{5,})\b"
 )
-
-
-@dataclass(frozen=True)
-class Group:
-    """Digits without a separator between them."""
-
-    start: int
-    end: int
-    digits: str
+_HAS_NOISE = re.compile(rb"[0-9][\-./][0-9]")
 
 
 class Run:
@@ -42,67 +39,75 @@ class Run:
     def __init__(self, view: View, start: int, end: int) -> None:
         self.view = view
         self.start, self.end = start, end
-        self.groups = [
-            Group(m.start(), m.end(), view.plain[m.start() : m.end()].decode())
-            for m in _GROUP.finditer(view.plain, start, end)
-        ]
-
-    @cached_property
-    def digits(self) -> str:
-        """All of them."""
-        return "".join(group.digits for group in self.groups)
+        plain = view.plain
+        self.spans = [match.span() for match in _GROUP.finditer(plain, start, end)]
+        """Where each group stands."""
+        self.groups = [plain[a:b].decode() for a, b in self.spans]
+        """Their digits."""
+        self.sizes = [b - a for a, b in self.spans]
+        self.before = plain[start - 1 : start].decode("latin-1") if start else ""
+        """The character before it, or nothing."""
+        self.after = plain[end : end + 1].decode("latin-1")
+        """The character after it, or nothing."""
+        self.joined_before = self.before.isascii() and self.before.isalnum()
+        """Whether its first group is the tail of a word, a hash or the like."""
+        self.joined_after = self.after.isascii() and self.after.isalnum()
+        """Whether its last group is the head of one."""
+        self.low = int(self.joined_before)
+        """Index of the first group that is not."""
+        self.high = len(self.spans) - int(self.joined_after)
+        """Index behind the last one that is not."""
 
     @cached_property
     def separators(self) -> list[str]:
         """What stands between the groups."""
+        plain = self.view.plain
         return [
-            self.view.plain[a.end : b.start].decode("latin-1")
-            for a, b in zip(self.groups, self.groups[1:], strict=False)
+            plain[a:b].decode("latin-1")
+            for (_, a), (b, _) in zip(self.spans, self.spans[1:], strict=False)
         ]
 
     @cached_property
-    def text(self) -> str:
-        """The run as it stands in the view."""
-        return self.view.plain[self.start : self.end].decode("latin-1")
+    def wrapped(self) -> bool:
+        """Whether there is an end of a line in it."""
+        return b"\n" in self.view.plain[self.start : self.end]
 
-    @property
-    def before(self) -> str:
-        """The character before it, or nothing."""
-        return self.view.plain[max(0, self.start - 1) : self.start].decode("latin-1")
+    def windows(self, begin: int, longest: int) -> Iterator[tuple[int, str]]:
+        """Return what begins with a group: the index of the end, and the digits up to there."""
+        digits = ""
+        for end in range(begin + 1, self.high + 1):
+            digits += self.groups[end - 1]
+            if len(digits) > longest:
+                return
+            yield end, digits
 
-    @property
-    def after(self) -> str:
-        """The character after it, or nothing."""
-        return self.view.plain[self.end : self.end + 1].decode("latin-1")
-
-    @cached_property
-    def joined_before(self) -> bool:
-        """Whether its first group is the tail of a word, a hash or the like."""
-        return self.before.isascii() and self.before.isalnum()
-
-    @cached_property
-    def joined_after(self) -> bool:
-        """Whether its last group is the head of one."""
-        return self.after.isascii() and self.after.isalnum()
-
-    @property
-    def is_fraction(self) -> bool:
-        """Whether it is a number with a decimal point."""
-        return len(self.groups) == 2 and self.separators == ["."]
+    def is_even(self, begin: int, end: int) -> bool:
+        """Whether groups are of one size but for the last, which may be shorter."""
+        size = self.sizes[begin]
+        return all(one == size for one in self.sizes[begin : end - 1]) and (
+            self.sizes[end - 1] <= size
+        )
 
 
-def runs(view: View) -> Iterator[Run]:
-    """Return the runs of at least seven digits, dates left out."""
+def runs(view: View) -> list[Run]:
+    """Return the runs of at least seven digits, without dates and decimal fractions."""
+    if view.runs is None:
+        view.runs = list(_runs(view))
+    return view.runs
+
+
+def _runs(view: View) -> Iterator[Run]:
     plain = view.plain
     for match in _RUN.finditer(plain):
         start, end = match.span()
         at = start
-        for day in _DATE.finditer(plain, start, end):
-            if _goes_on(plain, day.start() - 1, -1) or _goes_on(plain, day.end(), 1):
-                continue
-            if day.start() > at:
-                yield from _piece(view, at, day.start())
-            at = day.end()
+        if _HAS_NOISE.search(plain, start, end) is not None:
+            for noise in _NOISE.finditer(plain, start, end):
+                if _goes_on(plain, noise.start() - 1, -1) or _goes_on(plain, noise.end(), 1):
+                    continue
+                if noise.start() > at:
+                    yield from _piece(view, at, noise.start())
+                at = noise.end()
         if at == start:
             yield Run(view, start, end)
         elif at < end:

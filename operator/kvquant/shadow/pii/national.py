@@ -73,6 +73,13 @@ _NUMERIC = {
     ),
 }
 _LONGEST = max(_NUMERIC)
+_FIRST = {
+    size
+    for length, numbers_of_length in _NUMERIC.items()
+    for number in numbers_of_length
+    for size in (length, *(shape[0] for shape in number.shapes))
+}
+"""Sizes of the first group."""
 # With 9 or 12 digits, one in ten or more has the right check digit by chance.
 _WEAK = ("SSN", "BSN", "AADHAAR")
 
@@ -80,43 +87,34 @@ _WEAK = ("SSN", "BSN", "AADHAAR")
 def numbers(view: View, hint: str) -> Iterator[Found]:
     """Find national ids of digits: by check digits and shape, or by check digits and a word."""
     for run in runs(view):
-        if not run.is_fraction:
-            yield from _numbers_in(run, hint)
-
-
-def _numbers_in(run: Run, hint: str) -> Iterator[Found]:
-    groups = run.groups
-    low = 1 if run.joined_before else 0
-    high = len(groups) - (1 if run.joined_after else 0)
-    begin = low
-    while begin < high:
-        digits = ""
-        longest = None
-        for end in range(begin + 1, high + 1):
-            digits += groups[end - 1].digits
-            if len(digits) > _LONGEST:
-                break
-            for number in _NUMERIC.get(len(digits), ()):
-                if number.check(digits) and _is_meant(run, begin, end, low, high, number, hint):
-                    longest = (end, number.kind, digits)
-                    break
-        if longest is not None:
+        begin = run.low
+        while begin < run.high:
+            longest = begin + 1, "", ""
+            # What begins otherwise is a number only if it is all that there is.
+            if begin == run.low or run.sizes[begin] in _FIRST:
+                for end, digits in run.windows(begin, _LONGEST):
+                    for number in _NUMERIC.get(len(digits), ()):
+                        if _is_meant(run, begin, end, number, digits, hint):
+                            longest = end, number.kind, digits
+                            break
             end, kind, value = longest
-            yield Found(groups[begin].start, groups[end - 1].end, kind, value)
-        begin = longest[0] if longest is not None else begin + 1
+            if kind:
+                yield Found(run.spans[begin][0], run.spans[end - 1][1], kind, value)
+            begin = end
 
 
-def _is_meant(
-    run: Run, begin: int, end: int, low: int, high: int, number: _Numeric, hint: str
-) -> bool:
-    sizes = tuple(len(group.digits) for group in run.groups[begin:end])
-    separators = set(run.separators[begin : end - 1])
-    start, stop = run.groups[begin].start, run.groups[end - 1].end
-    if sizes in number.shapes and len(separators) <= (2 if number.kind == "CPF" else 1):
+def _is_meant(run: Run, begin: int, end: int, number: _Numeric, digits: str, hint: str) -> bool:
+    sizes = tuple(run.sizes[begin:end])
+    whole = (begin, end) == (run.low, run.high)
+    if not (whole or len(sizes) == 1 or sizes in number.shapes) or not number.check(digits):
+        return False
+    start, stop = run.spans[begin][0], run.spans[end - 1][1]
+    if sizes in number.shapes and (
+        len(set(run.separators[begin : end - 1])) <= (2 if number.kind == "CPF" else 1)
+    ):
         return len(sizes) > 1 or not OF_A_PHONE.near(run.view, start, stop, hint)
     # Spaced or wrapped evenly, which no phone number is.
-    even = all(size == sizes[0] for size in sizes[:-1]) and sizes[-1] <= sizes[0]
-    if (begin, end) == (low, high) and number.kind not in _WEAK and end - begin > 1 and even:
+    if whole and number.kind not in _WEAK and len(sizes) > 1 and run.is_even(begin, end):
         return True
     return number.words.near(run.view, start, stop, hint)
 

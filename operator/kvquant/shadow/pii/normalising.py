@@ -10,10 +10,14 @@ from __future__ import annotations
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import re2
 
 from kvquant.shadow.pii.placeholders import PLACEHOLDER
+
+if TYPE_CHECKING:
+    from kvquant.shadow.pii.digits import Run
 
 LETTER = "\x80"
 """Stands for a letter that is not ASCII, of a script whose words are set apart by spaces."""
@@ -156,21 +160,38 @@ class _Offsets:
 class View:
     """A text as the patterns see it."""
 
+    text: str
+    """The normalised text."""
+    plain: bytes
+    """The same with one byte a character, those of `LETTER`, `OTHER` and `GLYPH` included."""
+    runs: list[Run] | None = None
+    """Its runs of digits, once somebody has looked for them."""
+
     def __init__(self, text: str) -> None:
         self.text = text
-        """The normalised text."""
         self._ways: list[_Offsets] = []
-        if not text.isascii() or _DROPPED in text:
+        # In most texts no character looks like another one; to see that costs little.
+        if _DROPPED in text or not (
+            text.isascii() or all(_FOLD[code] == chr(code) for code in map(ord, set(text)))
+        ):
             self._fold()
         if "%" in self.text or "&" in self.text or "\\" in self.text:
             self._decode()
-        # Placeholders are done with. Line ends in their place keep patterns from reaching across.
-        if PLACEHOLDER.search(self.text) is not None:
-            self.text = PLACEHOLDER.sub(lambda match: "\n" * len(match.group()), self.text)
         text = self.text
-        plain = text if text.isascii() else text.translate(_CLASS)
-        self.plain = plain.encode("latin-1")
-        """The same with one byte a character, those of `LETTER`, `OTHER` and `GLYPH` included."""
+        self.plain = (text if text.isascii() else text.translate(_CLASS)).encode("latin-1")
+        if b"<" in self.plain:
+            self._blank()
+
+    def _blank(self) -> None:
+        """Put line ends for placeholders, which are done with, so that nothing reaches across."""
+        spans = [match.span() for match in PLACEHOLDER.finditer(self.plain)]
+        texts: list[str] = []
+        at = 0
+        for start, end in spans:
+            texts += (self.text[at:start], "\n" * (end - start))
+            at = end
+        self.text = "".join((*texts, self.text[at:]))
+        self.plain = PLACEHOLDER.sub(lambda match: b"\n" * len(match.group()), self.plain)
 
     def original(self, start: int, end: int) -> tuple[int, int]:
         """Return the span of the original text that a span of the view came from."""

@@ -55,21 +55,22 @@ _AMOUNT = compiled(
 )
 _SHORTEST_NATIONAL, _LONGEST_NATIONAL = 8, 13
 _BARE = compiled(r"0[1-9][0-9]{8,9}|1[3-9][0-9]{9}")
+_SPACED = compiled(r"[0-9 ]*")
+_NEAR = 12
 _EXTENSION = compiled(r"(?i)\A ?(?:x|ext\.? ?|extension )[0-9]{1,6}\b")
 
 
 def phones(view: View, hint: str) -> Iterator[Found]:
     """Find phone numbers."""
     for run in runs(view):
-        if run.is_fraction or run.joined_before:
+        if run.joined_before:
             continue
-        found = list(_international(run) or _called(run, hint) or _national(run, hint))
-        for start, end in found:
-            end = _with_extension(view, end)
+        for start, end in _international(run) or _called(run, hint) or _national(run, hint):
+            stop = _with_extension(view, end)
             sign = start
             while sign > 0 and start - sign < 2 and view.plain[sign - 1] in b"(+":
                 sign -= 1
-            yield Found(sign, end, "PHONE", _digits(view, start, end))
+            yield Found(sign, stop, "PHONE", _digits(view, start, stop))
 
 
 def _digits(view: View, start: int, end: int) -> str:
@@ -84,27 +85,30 @@ def _with_extension(view: View, end: int) -> int:
 def _international(run: Run) -> list[tuple[int, int]]:
     """Numbers with + and a country's code, or 00 and one."""
     before = run.view.plain[max(0, run.start - 3) : run.start]
-    digits = run.digits
+    digits = "".join(run.groups[:6])
+    skipped = 0
     if b"+" in before:
         if before[: before.rindex(b"+")][-1:].isalnum():
             return []
     elif digits.startswith("00") and len(run.groups) > 1:
-        digits = digits[2:]
+        skipped = 2
     else:
         return []
-    skipped = len(run.digits) - len(digits)
-    if digits[:1] == "1":
+    code = digits[skipped:]
+    if code[:1] == "1":
         most = least = 11
-        if digits[1:2] < "2" or digits[4:5] < "2":
+        if code[1:2] < "2" or code[4:5] < "2":
             return []
-    elif digits[:2] in _COUNTRIES_2:
-        most, least = _MOST_DIGITS.get(digits[:2], _MOST_ELSEWHERE), 8
-    elif digits[:2] in _COUNTRIES_3 or digits[:1] == "7":
-        most, least = 11 if digits[0] == "7" else 13, 8
+    elif code[:2] in _COUNTRIES_2:
+        most, least = _MOST_DIGITS.get(code[:2], _MOST_ELSEWHERE), 8
+    elif code[:1] == "7":
+        most, least = 11, 11
+    elif code[:2] in _COUNTRIES_3:
+        most, least = 13, 8
     else:
         return []
     # A trunk zero in brackets, as in +44 (0)20, is written but not counted.
-    most += skipped + ("(0)" in run.text)
+    most += skipped + ("0" in run.groups[1:3])
     end = _most_groups(run, most, least + skipped)
     return [(run.start, end)] if end else []
 
@@ -112,15 +116,13 @@ def _international(run: Run) -> list[tuple[int, int]]:
 def _most_groups(run: Run, most: int, least: int) -> int:
     """Return where as many groups end as one number can have, or 0 when there are too few."""
     count = end = 0
-    for index, group in enumerate(run.groups):
-        separator = run.separators[index - 1] if index else ""
-        whole = count + len(group.digits)
-        if count >= least and (whole > most or "\n" in separator):
+    for index, (_, stop) in enumerate(run.spans):
+        whole = count + run.sizes[index]
+        if count >= least and (whole > most or "\n" in run.separators[index - 1]):
             break
         if whole > _LONGEST:
             break
-        count += len(group.digits)
-        end = group.end
+        count, end = whole, stop
     return end if count >= least else 0
 
 
@@ -139,16 +141,23 @@ def _national(run: Run, hint: str) -> Iterator[tuple[int, int]]:
     low = run.start - (run.before == "(")
     for match in _NATIONAL.finditer(plain, low, run.end):
         start, end = match.span()
-        count = len(_digits(run.view, start, end))
-        if _AMOUNT.search(plain[end : end + 16]) is not None:
-            continue
-        if not _SHORTEST_NATIONAL <= count <= _LONGEST_NATIONAL:
-            continue
-        if (start == low or plain[start - 1] in b" \t\r\n(") and (
-            end == run.end or plain[end] in b" \t\r\n)"
+        if (
+            _SHORTEST_NATIONAL <= len(_digits(run.view, start, end)) <= _LONGEST_NATIONAL
+            and (start == low or plain[start - 1] in b" \t\r\n(")
+            and (end == run.end or plain[end] in b" \t\r\n)")
+            and _AMOUNT.search(plain[end : end + 16]) is None
+            and not (_SPACED.fullmatch(plain[start:end]) and _in_table(run, start, end))
         ):
             yield start, end
     if _BARE.fullmatch(plain[run.start : run.end]) is None or run.joined_after:
         return
     if not OF_A_THING.near(run.view, run.start, run.end, hint):
         yield run.start, run.end
+
+
+def _in_table(run: Run, start: int, end: int) -> bool:
+    """Whether there are further numbers on the same line, so that it may be a table."""
+    plain = run.view.plain
+    left = plain[max(run.start, start - _NEAR) : start].rpartition(b"\n")[2].split()
+    right = plain[end : min(run.end, end + _NEAR)].partition(b"\n")[0].split()
+    return len(left) > 1 or len(right) > 1 or bool(left and right)

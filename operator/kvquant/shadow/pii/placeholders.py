@@ -16,8 +16,8 @@ import re2
 SHORTEST_TAG, LONGEST_TAG = 8, 32
 _GROUP = 4
 
-PLACEHOLDER = re2.compile(r"<[A-Z][A-Z0-9_]{0,31}_(?:[0-9a-f]{3}[a-f]){2,8}>")
-"""What `Placeholders` makes."""
+PLACEHOLDER = re2.compile(rb"<[A-Z][A-Z0-9_]{0,31}_(?:[0-9a-f]{3}[a-f]){2,8}>")
+"""What `Placeholders` makes, as bytes."""
 
 
 class Placeholders:
