@@ -39,9 +39,11 @@ def mails(view: View, hint: str) -> Iterator[Found]:  # noqa: ARG001
         trimmed = local.lstrip("!#$%&'*/=?^`{|}~.-")
         # In a URL or an assignment the address is what comes after the last sign of these.
         start += len(local) - len(trimmed)
-        for sign in "/=?&|`'{}":
+        for sign in "/=?&|`{}":
             cut = trimmed.rfind(sign) + 1
             start, trimmed = start + cut, trimmed[cut:]
+        quotes = len(trimmed) - len(trimmed.lstrip("'"))
+        start, trimmed = start + quotes, trimmed[quotes:]
         if not trimmed or _is_code(view, trimmed, domain, end):
             continue
         yield Found(start, end, "EMAIL", f"{trimmed}@{domain}".lower())
@@ -132,9 +134,14 @@ def _address(text: str, start: int, end: int) -> Iterator[Found]:
 _URL = compiled(r"(?i)\b[a-z][a-z0-9+.\-]*://[^\s/@\"'<>`]+@[^\s\"'<>`]+")
 
 
+_SSH = compiled(r"(?i)\A(?:git\+)?ssh://git@")
+
+
 def urls(view: View, hint: str) -> Iterator[Found]:  # noqa: ARG001
     """Find URLs with a user name or a password in them."""
     for match in _URL.finditer(view.plain):
         start, end = match.span()
+        if _SSH.search(view.plain[start:end]) is not None:
+            continue
         url = view.text[start:end].rstrip(".,;:!?)]}")
         yield Found(start, start + len(url), "URL", url)

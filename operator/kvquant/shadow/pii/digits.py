@@ -27,9 +27,11 @@ _NOISE = compiled(
     r"\b(?:(?:19|20)[0-9]{2}[\-./](?:0?[1-9]|1[0-2])[\-./](?:0?[1-9]|[12][0-9]|3[01])"
     r"|(?:0?[1-9]|[12][0-9]|3[01])[\-./](?:0?[1-9]|[12][0-9]|3[01])[\-./]"
     r"(?:(?:19|20)[0-9]{2}|[0-9]{2})"
+    r")\b"
     # Decimal fractions.
-    r"|0\.[0-9]+|[0-9]{1,6}\.[0-9]{5,})\b"
+    r"|\b(?:0\.[0-9]+|(?:0|[1-9][0-9]{0,5})\.[0-9]{5,})"
 )
+_SECONDS = re.compile(rb"[0-5][0-9]\.[0-9]+")
 _HAS_NOISE = re.compile(rb"[0-9][\-./][0-9]")
 
 
@@ -100,6 +102,8 @@ def _runs(view: View) -> Iterator[Run]:
     plain = view.plain
     for match in _RUN.finditer(plain):
         start, end = match.span()
+        if plain[start - 1 : start] == b":" and _SECONDS.fullmatch(plain, start, end) is not None:
+            continue
         at = start
         if _HAS_NOISE.search(plain, start, end) is not None:
             for noise in _NOISE.finditer(plain, start, end):

@@ -67,14 +67,24 @@ def phones(view: View, hint: str) -> Iterator[Found]:
             continue
         for start, end in _international(run) or _called(run, hint) or _national(run, hint):
             stop = _with_extension(view, end)
-            sign = start
-            while sign > 0 and start - sign < 2 and view.plain[sign - 1] in b"(+":
-                sign -= 1
-            yield Found(sign, stop, "PHONE", _digits(view, start, stop))
+            yield Found(_with_sign(view, start, end), stop, "PHONE", _digits(view, start, stop))
 
 
 def _digits(view: View, start: int, end: int) -> str:
     return "".join(c for c in view.text[start:end] if c.isdigit())
+
+
+def _with_sign(view: View, start: int, end: int) -> int:
+    """Return where a number begins with its sign, and with the bracket that it closes."""
+    plain = view.plain
+    closes = plain.find(b")", start, end) >= 0 and plain.find(b"(", start, end) < 0
+    if closes and plain[start - 1 : start] == b"(":
+        start -= 1
+    if start and plain[start - 1] == ord("+"):
+        start -= 1
+    if closes and plain[start : start + 1] == b"+" and plain[start - 1 : start] == b"(":
+        start -= 1
+    return start
 
 
 def _with_extension(view: View, end: int) -> int:
@@ -136,14 +146,16 @@ def _called(run: Run, hint: str) -> list[tuple[int, int]]:
 
 def _national(run: Run, hint: str) -> Iterator[tuple[int, int]]:
     plain = run.view.plain
-    if run.before in ("-", "_", "#", "/", "=") and plain[run.start - 2 : run.start - 1].isalnum():
+    if run.before in ("-", "_", "#", "/") and plain[run.start - 2 : run.start - 1].isalnum():
         return
     low = run.start - (run.before == "(")
     for match in _NATIONAL.finditer(plain, low, run.end):
         start, end = match.span()
+        # A bracket that the number does not close is not its own.
+        start += plain[start] == ord("(") and plain.find(b")", start, end) < 0
         if (
             _SHORTEST_NATIONAL <= len(_digits(run.view, start, end)) <= _LONGEST_NATIONAL
-            and (start == low or plain[start - 1] in b" \t\r\n(")
+            and (start in (low, run.start) or plain[start - 1] in b" \t\r\n(")
             and (end == run.end or plain[end] in b" \t\r\n)")
             and _AMOUNT.search(plain[end : end + 16]) is None
             and not (_SPACED.fullmatch(plain[start:end]) and _in_table(run, start, end))
