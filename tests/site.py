@@ -24,7 +24,11 @@ from kvquant.config import OperatorConfig
 from kvquant.core.analysis.samples import Arm, Bins, EngineSample, RouterSample, Tick
 from kvquant.core.evidence import ArmNeed, CacheConfig
 from kvquant.core.manifests import selects
+from kvquant.core.quality import JUDGED
 from kvquant.core.regime import expected_factor
+from kvquant.core.router_manifests import shadow_name
+from kvquant.core.shadow_reading import ShadowEvidence, ShadowNeed, Sums
+from kvquant.core.shadow_settings import CANARY_PAIR, EXACT, NOISE_PAIR
 from kvquant.core.ticking import TickNeed, Timeline, in_effect
 from kvquant.engines import vllm
 from kvquant.ports import Object, RouterKey
@@ -44,6 +48,7 @@ GRID = timedelta(seconds=1)
 BOUNDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, math.inf)
 """Bounds of the made-up latencies in seconds: answers take up to 1 s, the slow ones 10 to 30 s."""
 
+SHADOW = {"percent": 50, "minPairs": 30, "soak": "5s"}
 STEPS = [{"weight": w, "soak": "20s"} for w in (10, 25, 50, 100)]
 
 
@@ -59,6 +64,7 @@ def rollout(
             "targetRef": {"name": target},
             "kvCache": {"dtype": dtype},
             "traffic": {"router": {"drainTimeout": "30s"}},
+            "shadow": SHADOW,
             "steps": STEPS,
             "analysis": {"interval": "5s", "minRequests": 60},
             "promotion": {"rollbackWindow": "40s"},
@@ -126,6 +132,7 @@ class Site:
         rate: Requests a second that clients send to each router.
         harm: What goes wrong, by Deployment.
         ignored_dtypes: Dtypes that engines accept and ignore.
+        spoilt: Share of a canary's answers to copies that is worse than the baseline's, by signal.
         lost: Sentences about requests that were sent to a pool without a serving pod.
         polls: Whether an operator that begins asks Prometheus which alerts fire.
     """
@@ -135,6 +142,7 @@ class Site:
     rate: float = 40.0
     harm: dict[str, Harm] = field(default_factory=dict)
     ignored_dtypes: set[str] = field(default_factory=set)
+    spoilt: dict[str, float] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     cluster: FakeCluster = field(init=False)
     metrics: FakeMetrics = field(init=False)
@@ -143,12 +151,14 @@ class Site:
     polls: bool = False
     reconciler: Reconciler = field(init=False)
     _flow: list[tuple[float, dict[tuple[RouterKey, str], Served]]] = field(default_factory=list)
+    _copies: list[tuple[RouterKey, datetime, float]] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
         self.cluster = FakeCluster(now=lambda: self.now)
         self.metrics = FakeMetrics()
         self.metrics.timeline = self._timeline
+        self.metrics.shadow = self._shadow
         self.traffic = FakeTraffic()
         self.restart()
 
@@ -256,6 +266,9 @@ class Site:
                 exists = ("Service", NAMESPACE, f"{router.name}-{slot}") in self.cluster._objects
                 if weight and exists and not self.serving(router.name, slot):
                     self.lost.append(f"{self.now:%H:%M:%S} {weight} % to {slot}: no pod serves")
+            share = self.traffic.mirrored.get(router, 0) / 100
+            if any(_is_ready(pod) for pod in self.pods(shadow_name(router.name))):
+                self._copies.append((router, self.now, self.rate * seconds * share))
         if not self._flow:
             self._flow.append((self.now.timestamp(), {}))
         self.now += timedelta(seconds=seconds)
@@ -291,7 +304,8 @@ class Site:
         for deployment in self.cluster.objects("Deployment"):
             name = deployment["metadata"]["name"]
             wanted = deployment["spec"].get("replicas", 1)
-            if names.LABEL_ROUTER in deployment["spec"]["template"]["metadata"]["labels"]:
+            labels = deployment["spec"]["template"]["metadata"]["labels"]
+            if labels.get("app.kubernetes.io/name") == "kvquant-router":
                 self._report(name, wanted)
                 continue
             pods = self.pods(name)
@@ -373,6 +387,8 @@ class Site:
             status = {**pod["status"], "conditions": [{"type": "Ready", "status": "True"}]}
             self.cluster.set_status("Pod", NAMESPACE, name, status)
         dtype = pod["metadata"]["annotations"]["test/dtype"]
+        if "args" not in pod["spec"]["containers"][0]:
+            return  # no engine
         effective = "auto" if dtype in self.ignored_dtypes else dtype
         factor = expected_factor("auto", effective, 128) or 1.0
         self.metrics.configs[name] = CacheConfig(
@@ -408,6 +424,18 @@ class Site:
             for arm in (need.baseline, need.canary)
         }
         return Timeline(tuple(ticks), healthy=healthy)
+
+    def _shadow(self, need: ShadowNeed) -> ShadowEvidence:
+        """Every copy was compared, and of the canary's answers the test's share is worse."""
+        key = RouterKey(need.namespace, need.router)
+        pairs = sum(n for router, at, n in self._copies if router == key and at >= need.since)
+        found = ShadowEvidence(received={"0-4KiB": pairs}, live={"0-4KiB": 2 * pairs}, runs=1)
+        for pair, share in ((CANARY_PAIR, 1.0), (NOISE_PAIR, 0.2)):
+            for signal in (*JUDGED, EXACT):
+                count = share * pairs
+                harm = count * self.spoilt.get(signal, 0.0) if pair == CANARY_PAIR else 0.0
+                found.sums[pair, signal, "0-4KiB"] = Sums(count, harm, 0.0, harm)
+        return found
 
     def _arm(self, router: RouterKey, arm: ArmNeed, at: float) -> Arm:
         served = self._served(router, arm.slot, at)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from datetime import datetime, timedelta
 
-from kvquant import autoscaling
+from kvquant import autoscaling, shadow_acting
 from kvquant.api import names
 from kvquant.api.v1alpha1 import Phase, Pool, Status, Verdict, parse_duration
 from kvquant.config import OperatorConfig
@@ -62,6 +62,7 @@ class Actor:
             self._route(world, status, status.baseline, status.canary, now)
         self._pool(world, status, status.canary)
         self._label(world, status)
+        self._shadow(world, status, status.baseline, status.canary, now)
         if status.settled and status.phase is Phase.PROMOTED:
             self._retire(world, status.baseline)
         if status.settled:
@@ -145,7 +146,7 @@ class Actor:
             canary.slot: status.weights.canary,
         }
         # The live routers follow at once; the ConfigMap is for routers that start without us.
-        self._traffic.set_weights(RouterKey(namespace, router), weights)
+        self._traffic.set_weights(RouterKey(namespace, router), weights, status.weights.mirror)
         serves_baseline = self._baseline_selector(world, router, baseline.slot)
         if serves_baseline is None:
             return
@@ -248,6 +249,22 @@ class Actor:
             self._cluster.patch(
                 "Deployment", namespace, canary.deployment, {"spec": {"replicas": canary.replicas}}
             )
+
+    def _shadow(
+        self, world: World, status: Status, baseline: Pool, canary: Pool, now: datetime
+    ) -> None:
+        """Bring up the shadow service before its phase.
+
+        It goes when the rollout does or has ended well, and not before: what it has logged may be
+        on its own volume, and explains a rollback. The rest, which costs nothing, is left to the
+        garbage collector.
+        """
+        if status.settled and status.phase is Phase.PROMOTED and world.shadow is not None:
+            self._cluster.delete("Deployment", *_address(world.shadow))
+        if shadow_acting.wanted(status, world.rollout.spec.shadow.percent) and world.mine:
+            ports = self._ports(world)
+            for obj in shadow_acting.objects(world, baseline, canary, ports, self._config):
+                self._apply(obj, now, REAPPLY_AFTER)
 
     def _label(self, world: World, status: Status) -> None:
         """Let exactly the proven containers' pods into the slot's Service."""

@@ -64,7 +64,7 @@ class Analyses:
         assert status.baseline is not None and status.canary is not None  # noqa: S101
         assert status.router is not None  # noqa: S101
         key = f"{metadata.namespace}/{metadata.name}"
-        settings = settings_of(plan.analysis, self._grid)
+        settings = settings_of(plan.analysis, self._grid, plan.live_budget)
         kept = self._of(key, (metadata.uid, status.attempt, settings), settings, status)
         need = TickNeed(
             key=key,

@@ -38,7 +38,8 @@ class OperatorConfig:
             queries; more where they are sent on to another store.
         tick_seconds: Seconds between two looks at the metrics of all rollouts.
         router_image: Image of the routers that the operator creates.
-        image_pull_policy: Pull policy of those routers.
+        shadow_image: Image of the shadow services that the operator creates.
+        image_pull_policy: Pull policy of both.
         xds_host: Name by which routers reach this operator's weights service.
         xds_port: Port of the weights service.
         metrics_port: Port of the operator's own Prometheus metrics.
@@ -67,6 +68,7 @@ class OperatorConfig:
     prometheus_delay: float = 1.0
     tick_seconds: float = 15.0
     router_image: str = "kvquant/router:dev"
+    shadow_image: str = "kvquant/shadow:dev"
     image_pull_policy: str = "IfNotPresent"
     xds_host: str = "kvquant-xds.kvquant-system.svc"
     xds_port: int = 18000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from kvquant.analysing import Analyses
 from kvquant.api import names
@@ -11,7 +12,7 @@ from kvquant.api.v1alpha1 import Phase, PodProof, Status, Verdict
 from kvquant.beginning import candidate
 from kvquant.core import regime
 from kvquant.core.alerts import Heard, Watch, blamed, services, standing
-from kvquant.core.evidence import CacheConfig
+from kvquant.core.evidence import CacheConfig, worst
 from kvquant.core.machine import RUNNING
 from kvquant.core.manifests import Object, replicas_of, template_hash
 from kvquant.core.observation import (
@@ -23,6 +24,7 @@ from kvquant.core.observation import (
     TargetView,
 )
 from kvquant.core.plan import Plan, spec_hash
+from kvquant.core.shadow_reading import ShadowNeed
 from kvquant.errors import MetricsError, TemplateError
 from kvquant.ports import Cluster, Metrics, RouterKey, Traffic
 from kvquant.world import (
@@ -128,6 +130,7 @@ def observe(
         baseline_pods=baseline_pods,
         router=RouterView(available, acknowledged.connected, acknowledged.applied),
         proofs=tuple(p for p in status.regime_proof if _still_there(p, canary_pods)),
+        **_shadow_pods(world),
     )
     if urgent(status, asked) or _alarmed(status, seen, now):
         return seen
@@ -136,9 +139,33 @@ def observe(
         if not status.settled:
             evidence, report = analyses.look(world, Plan.of(rollout.spec), metrics, now)
             seen = replace(seen, evidence=evidence, report=report)
+        if status.phase is Phase.SHADOWING:
+            need = _shadow_need(world)
+            seen = replace(seen, shadow=metrics.shadows([need], now).get(need.key))
     except MetricsError as error:
         seen = replace(seen, metrics_problem=str(error))
     return seen
+
+
+def _shadow_pods(world: World) -> dict[str, Any]:
+    """Return whether the shadow service is ready, and why it is not."""
+    pods = [pod_view(pod, None) for pod in world.shadow_pods]
+    if any(pod.ready for pod in pods):
+        return {"shadow_ready": True}
+    return {"shadow_trouble": worst([f"{pod.name}: {pod.trouble}" for pod in pods if pod.trouble])}
+
+
+def _shadow_need(world: World) -> ShadowNeed:
+    metadata, status = world.rollout.metadata, world.rollout.status
+    assert status.router is not None and status.phase_started_at is not None  # noqa: S101
+    return ShadowNeed(
+        key=f"{metadata.namespace}/{metadata.name}",
+        namespace=metadata.namespace,
+        router=status.router,
+        uid=metadata.uid,
+        attempt=status.attempt,
+        since=status.phase_started_at,
+    )
 
 
 def _alarmed(status: Status, seen: Observation, now: datetime) -> bool:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from kvquant.core.evidence import CacheConfig
+from kvquant.core.shadow_reading import ShadowEvidence, ShadowNeed
 from kvquant.core.ticking import TickNeed, Timeline
 from kvquant.ports import Metrics
 
@@ -64,6 +65,10 @@ class Patience:
     ) -> Mapping[str, CacheConfig]:
         """Return the cache configs, as `Metrics` does."""
         return self._wait(self._threads.submit(self._metrics.cache_configs, namespace, pods, now))
+
+    def shadows(self, needs: Sequence[ShadowNeed], now: datetime) -> Mapping[str, ShadowEvidence]:
+        """Return what the shadow services have counted, as `Metrics` does."""
+        return self._wait(self._threads.submit(self._metrics.shadows, needs, now))
 
     def _wait(self, answer: Future[T]) -> T:
         patience = PROMPT

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from kvquant.core.alerts import Heard, PolledAlert, Watch
 from kvquant.core.evidence import CacheConfig
+from kvquant.core.shadow_reading import ShadowEvidence, ShadowNeed
 from kvquant.core.ticking import TickNeed, Timeline
 
 Object = dict[str, Any]
@@ -47,6 +48,9 @@ class Metrics(Protocol):
         self, namespace: str, pods: Sequence[str], now: datetime
     ) -> Mapping[str, CacheConfig]:
         """Return the KV-cache configuration that each pod reports; absent means not scraped."""
+
+    def shadows(self, needs: Sequence[ShadowNeed], now: datetime) -> Mapping[str, ShadowEvidence]:
+        """Return what the shadow services have counted for each need, by its key."""
 
 
 @dataclass(frozen=True, slots=True)

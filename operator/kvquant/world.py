@@ -10,6 +10,7 @@ from kvquant.api.v1alpha1 import KVQuantRollout, Phase
 from kvquant.core import record
 from kvquant.core.manifests import target_selector
 from kvquant.core.observation import PodView
+from kvquant.core.router_manifests import shadow_name, shadow_selector
 from kvquant.engines import vllm_limits
 from kvquant.errors import TemplateError
 from kvquant.ports import Cluster, Object
@@ -29,12 +30,15 @@ class World:
     router: Object | None = None
     router_config: Object | None = None
     record: Object | None = None
+    shadow: Object | None = None
+    """Deployment of the shadow service."""
     taken_by: str | None = None
     """Another rollout that drives the router now; None when it is ours or free to be taken."""
     target_taken_by: str | None = None
     """Another rollout that works on the target through another router and comes first."""
     baseline_pods: list[Object] = field(default_factory=list)
     canary_pods: list[Object] = field(default_factory=list)
+    shadow_pods: list[Object] = field(default_factory=list)
 
     @property
     def holder(self) -> str | None:
@@ -110,6 +114,9 @@ def read(cluster: Cluster, raw: Object) -> World:
         world.canary_pods = cluster.list(
             "Pod", namespace, {names.LABEL_POOL: status.canary.deployment}
         )
+        world.shadow = cluster.get("Deployment", namespace, shadow_name(router))
+        if world.shadow is not None:
+            world.shadow_pods = cluster.list("Pod", namespace, shadow_selector(router))
     return world
 
 

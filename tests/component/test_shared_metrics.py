@@ -20,6 +20,7 @@ from kvquant.adapters.shared_metrics import FORGOTTEN_AFTER, NEAR_STEPS, SharedM
 from kvquant.api.v1alpha1 import Verdict
 from kvquant.core.analysis import Analysis, Report, Settings
 from kvquant.core.evidence import CacheConfig
+from kvquant.core.shadow_reading import ShadowEvidence, ShadowNeed
 from kvquant.core.ticking import GRID, Span, TickNeed, Timeline, last_instant
 from kvquant.errors import MetricsError
 from kvquant.patience import Questions, SomethingCameUp
@@ -48,6 +49,7 @@ class Counting:
         self.let_go.set()
         self.error: Exception | None = None
         self.most = 10**6
+        self.shadow_sets: list[list[str]] = []
         self.config_sets: list[frozenset[str]] = []
 
     def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
@@ -72,6 +74,10 @@ class Counting:
             for namespace in self.config_sets[-1]
             for pod in ("a", "b")
         }
+
+    def shadows(self, needs: Sequence[ShadowNeed], now: datetime) -> Mapping[str, ShadowEvidence]:
+        self.shadow_sets.append([need.key for need in needs])
+        return {need.key: ShadowEvidence(runs=len(self.shadow_sets)) for need in needs}
 
 
 @pytest.fixture
@@ -432,3 +438,20 @@ def test_an_operator_that_was_restarted_comes_to_the_same_verdict(asking: Counti
     follow(restarted, SharedMetrics(asking, patience=5), BEGAN, at(99))
     assert reports[live] == reports[restarted]
     assert reports[live].verdict is Verdict.PASS
+
+
+def test_one_pair_of_queries_serves_every_shadowed_rollout(
+    asking: Counting, shared: SharedMetrics
+) -> None:
+    one, other = (
+        ShadowNeed(f"inference/{name}", "inference", f"{name}-router", f"uid-{name}", 1, at(0))
+        for name in ("llama", "qwen")
+    )
+    shared.shadows([one], at(1))
+    shared.shadows([other], at(1))
+    assert asking.shadow_sets == [["inference/llama"], ["inference/llama", "inference/qwen"]]
+    told = [shared.shadows([need], at(1) + timedelta(seconds=1)) for need in (one, other)]
+    assert len(asking.shadow_sets) == 2, "what is fresh is not asked for again"
+    assert [[*answer] for answer in told] == [["inference/llama"], ["inference/qwen"]]
+    shared.shadows([one], at(1) + FORGOTTEN_AFTER + timedelta(seconds=3))
+    assert asking.shadow_sets[2:] == [["inference/llama"]], "who asks no more is read no more"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from kvquant.core.evidence import ArmSample, CacheConfig
+from kvquant.core.shadow_reading import ShadowEvidence, ShadowNeed
 from kvquant.core.ticking import TickNeed, Timeline
 from kvquant.errors import MetricsError
 
@@ -15,6 +16,7 @@ class FakeMetrics:
 
     Attributes:
         timeline: What to say of a need at an instant; None leaves it out of the answer.
+        shadow: What the shadow service of a rollout has counted.
         configs: Cache configs by pod; a pod that is not in it has not been scraped.
         outage: Why nothing is answered, while Prometheus is out.
         asked: Every need of every call, in order.
@@ -24,6 +26,7 @@ class FakeMetrics:
         self.timeline: Callable[[TickNeed, datetime], Timeline | None] = lambda need, now: Timeline(
             ()
         )
+        self.shadow: Callable[[ShadowNeed], ShadowEvidence] = lambda need: ShadowEvidence()
         self.configs: dict[str, CacheConfig] = {}
         self.outage: str | None = None
         self.asked: list[TickNeed] = []
@@ -39,6 +42,10 @@ class FakeMetrics:
     ) -> Mapping[str, CacheConfig]:
         self._check_outage()
         return {pod: self.configs[pod] for pod in pods if pod in self.configs}
+
+    def shadows(self, needs: Sequence[ShadowNeed], now: datetime) -> Mapping[str, ShadowEvidence]:
+        self._check_outage()
+        return {need.key: self.shadow(need) for need in needs}
 
     def _check_outage(self) -> None:
         if self.outage is not None:

@@ -32,7 +32,9 @@ async def shadow_of(stage: Stage) -> Engine:
     return shadow
 
 
-async def post(envoy: Envoy, path: str, body: bytes = b"{}", **headers: str) -> str:
+async def post(
+    envoy: Envoy, path: str, body: bytes = b"{}", headers: dict[str, str] | None = None
+) -> str:
     async with envoy.session.post(
         f"{envoy.url}{path}", data=io.BytesIO(body), headers=headers
     ) as answer:
@@ -83,7 +85,7 @@ async def test_a_copy_has_no_credentials_and_a_client_cannot_mark_its_own_reques
     await mirroring(driven, envoy, 50)
     secrets = {"authorization": "Bearer s3cret", "cookie": "s3cret=1", "x-api-key": "s3cret"}
     for _ in range(30):
-        await post(envoy, CHAT, **secrets, **{MARK_HEADER: "1"})
+        await post(envoy, CHAT, headers={**secrets, MARK_HEADER: "1"})
     await eventually(lambda: len(shadow.headers) > 0, 5, "a copy")
     assert "s3cret" not in str(shadow.headers)
     live = stage.engines["blue-0"].headers

@@ -204,18 +204,18 @@ def test_a_wrong_pod_is_rolled_back_before_any_traffic() -> None:
     assert "pool-1: it ignored the flag." in after.decisions[-1].message
 
 
-def test_a_proven_pod_gets_traffic_only_once_it_bears_the_label() -> None:
+def test_a_proven_pod_gets_copies_only_once_it_bears_the_label() -> None:
     unlabelled = turn(status(Phase.VERIFYING), canary_pods=(replace(POD, serving=False),)).status
     assert (unlabelled.phase, unlabelled.weights.canary) == (Phase.VERIFYING, 0)
     assert unlabelled.regime_proof == (PROOF,), "which the actor labels by"
     after = turn(unlabelled).status
-    assert (after.phase, after.step, after.weights.canary) == (Phase.PROGRESSING, 1, 10)
+    assert (after.phase, after.step, after.weights.mirror) == (Phase.SHADOWING, 0, 5)
 
 
 @pytest.mark.parametrize(
     ("healthy", "reason"), [(None, "MetricsUnavailable"), (0.0, "RouterNotReady")]
 )
-def test_a_pod_that_routers_do_not_find_healthy_gets_no_weight(
+def test_a_pod_that_routers_do_not_find_healthy_gets_no_copies(
     healthy: float | None, reason: str
 ) -> None:
     unknown = Evidence(NOW, arm(), replace(arm(), healthy=healthy))
@@ -223,7 +223,7 @@ def test_a_pod_that_routers_do_not_find_healthy_gets_no_weight(
     assert (after.phase, after.weights.canary) == (Phase.VERIFYING, 0)
     assert after.decisions[-1].reason == reason
     known = turn(after, evidence=Evidence(NOW, arm(), replace(arm(), healthy=1.0))).status
-    assert known.weights.canary == 10
+    assert known.weights.mirror == PLAN.shadow.percent
 
 
 def test_an_outage_of_prometheus_is_no_reason_to_give_up() -> None:

@@ -6,7 +6,8 @@ from datetime import timedelta
 
 from kvquant.api.v1alpha1 import Phase, Status, Verdict
 from kvquant.core.analysis import Report
-from kvquant.core.machine import SIGN_OF_LIFE, decide
+from kvquant.core.machine import decide
+from kvquant.core.turn import SIGN_OF_LIFE
 from tests.fakes.reports import report
 from tests.unit.test_machine import NOW, PLAN, seen, status
 

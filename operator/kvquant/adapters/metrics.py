@@ -24,12 +24,13 @@ from kvquant.adapters.prometheus_http import (
     RedirectedError,
 )
 from kvquant.adapters.prometheus_secret import MountedSecret
-from kvquant.core import queries
+from kvquant.core import queries, shadow_reading
 from kvquant.core.alerts import PolledAlert, polled
 from kvquant.core.counters import Series
 from kvquant.core.evidence import CacheConfig, Evidence, EvidenceNeed
 from kvquant.core.reading import Readings, cache_config
 from kvquant.core.scope import EVERYWHERE, Scope
+from kvquant.core.shadow_reading import ShadowEvidence, ShadowNeed
 from kvquant.core.tick_queries import TickQueries
 from kvquant.core.ticking import (
     GRID,
@@ -193,6 +194,27 @@ class PrometheusMetrics:
             MetricsError: Prometheus did not answer, or answered what cannot be relied on.
         """
         return self._configs(queries.cache_config_times(namespaces, (), self._scope), now)
+
+    def shadows(self, needs: Sequence[ShadowNeed], now: datetime) -> Mapping[str, ShadowEvidence]:
+        """Return what the shadow services have counted, with two queries for all of them.
+
+        Raises:
+            MetricsError: Prometheus did not answer, or answered what cannot be relied on.
+        """
+        if not needs:
+            return {}
+        window = queries.window_since(min(need.since for need in needs), now)
+        bodies = self._range(shadow_reading.bodies_text(needs, self._scope), window)
+        counters = self._ask(
+            self._prometheus.custom_query,
+            shadow_reading.counters_text(needs, now, self._scope),
+            params={"time": f"{now.timestamp():.3f}"},
+        )
+        try:
+            counted = [(entry["metric"], float(entry["value"][1])) for entry in counters]
+            return shadow_reading.evidence(needs, counted, bodies, window)
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            raise self._nonsense(error) from error
 
     def _configs(self, query: str, now: datetime) -> dict[tuple[str, str], CacheConfig]:
         answer = self._ask(

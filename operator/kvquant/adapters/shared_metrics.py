@@ -17,6 +17,7 @@ from typing import Protocol
 
 from kvquant.core.analysis.samples import Tick
 from kvquant.core.evidence import CacheConfig
+from kvquant.core.shadow_reading import ShadowEvidence, ShadowNeed
 from kvquant.core.ticking import TickNeed, Timeline, first_instant, in_effect, last_instant, silence
 from kvquant.errors import MetricsError
 
@@ -36,6 +37,9 @@ FORGOTTEN_AFTER = timedelta(minutes=10)
 
 CONFIGS_FOR = timedelta(seconds=2)
 """How long an answer about cache configs serves others."""
+
+SHADOWS_FOR = timedelta(seconds=2)
+"""How long an answer about shadowed requests serves others."""
 
 FAILED_FOR = 2.0
 """Seconds in which a failed set of queries is not sent again: each rollout would wait for it."""
@@ -59,6 +63,9 @@ class Asking(Protocol):
         self, namespaces: Iterable[str], now: datetime
     ) -> Mapping[tuple[str, str], CacheConfig]:
         """Return what every engine in the namespaces reports, by namespace and pod."""
+
+    def shadows(self, needs: Sequence[ShadowNeed], now: datetime) -> Mapping[str, ShadowEvidence]:
+        """Return what the shadow services have counted, as `Metrics` does."""
 
 
 @dataclass(slots=True)
@@ -149,6 +156,9 @@ class SharedMetrics:
         self._configs: Mapping[tuple[str, str], CacheConfig] = {}
         self._configs_of: frozenset[str] = frozenset()
         self._configs_at: datetime | None = None
+        self._shadowed: dict[str, tuple[ShadowNeed, datetime]] = {}
+        self._shadows: dict[ShadowNeed, ShadowEvidence] = {}
+        self._shadows_at: datetime | None = None
 
     def ticks(self, needs: Sequence[TickNeed], now: datetime) -> Mapping[str, Timeline]:
         """Return each need's ticks, by its key, from what has been read for all rollouts.
@@ -189,6 +199,38 @@ class SharedMetrics:
             self._together("configs", lambda: self._read_configs(now))
         wanted = ((pod, configs.get((namespace, pod))) for pod in pods)
         return {pod: config for pod, config in wanted if config is not None}
+
+    def shadows(self, needs: Sequence[ShadowNeed], now: datetime) -> Mapping[str, ShadowEvidence]:
+        """Return what the shadow services have counted for each need, by its key.
+
+        Raises:
+            MetricsError: Prometheus did not answer, or not in time.
+        """
+        with self._lock:
+            self._shadowed |= {need.key: (need, now) for need in needs}
+        while (found := self._fresh_shadows(needs, now)) is None:
+            self._together("shadows", lambda: self._read_shadows(now))
+        return found
+
+    def _fresh_shadows(
+        self, needs: Sequence[ShadowNeed], now: datetime
+    ) -> dict[str, ShadowEvidence] | None:
+        with self._lock:
+            if self._shadows_at is None or now - self._shadows_at >= SHADOWS_FOR:
+                return None
+            if any(need not in self._shadows for need in needs):
+                return None
+            return {need.key: self._shadows[need] for need in needs}
+
+    def _read_shadows(self, now: datetime) -> None:
+        with self._lock:
+            asked = self._shadowed.items()
+            self._shadowed = {k: v for k, v in asked if now - v[1] <= FORGOTTEN_AFTER}
+            needs = [need for need, _ in self._shadowed.values()]
+        found = self._metrics.shadows(needs, now)
+        with self._lock:
+            self._shadows = {need: found[need.key] for need in needs}
+            self._shadows_at = now
 
     def _note(self, need: TickNeed, now: datetime) -> _Known:
         first = first_instant(need.since, self._metrics.grid)

@@ -160,6 +160,73 @@ class AnalysisSettings(Model):
     to the first token and between tokens."""
 
 
+class ShadowPattern(Model):
+    """A kind of personal data that the built-in ones do not know."""
+
+    name: Annotated[str, Field(max_length=32, pattern=r"^[A-Z][A-Z0-9_]{0,31}$")]
+    """Name of the kind, in capitals; it is part of the placeholder, as in `<CUSTOMER_3f9a>`."""
+    pattern: Annotated[str, Field(min_length=1, max_length=512)]
+    """Regular expression in the syntax of RE2, which takes linear time whatever the text."""
+
+
+class ShadowLog(Model):
+    """Where the compared pairs are kept, sanitized, as JSON Lines."""
+
+    url: Annotated[
+        str | None,
+        Field(max_length=512, pattern=r"^(s3|gs)://[^\s]+$"),
+    ] = None
+    """Bucket and prefix, such as `s3://evaluations/kvquant` or `gs://evaluations/kvquant`.
+    Default: a volume of the shadow service's pod."""
+    secret_name: Name | None = None
+    """Secret in the rollout's namespace whose keys become environment variables of the shadow
+    service: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL and the like."""
+    claim_name: Name | None = None
+    """PersistentVolumeClaim in the rollout's namespace for the volume. Default: an emptyDir, which
+    is gone with the pod."""
+    max_size_mi: Annotated[int, Field(ge=64, le=1_048_576)] = 4096
+    """Most that is kept of this rollout, in MiB; the oldest is removed first."""
+    retention: PositiveDuration = "720h"
+    """Time after which a file is removed."""
+
+
+class Shadow(Model):
+    """Copies of real requests, answered by both pools before any user meets the canary."""
+
+    percent: Annotated[int, Field(ge=0, le=50)] = 5
+    """Share of the generation requests that are copied, in per cent, while the rollout is in phase
+    Shadowing. 0 leaves the phase out. A copy is stripped of personal data and asked of the baseline
+    and of the canary; nobody sees the answers but the comparison."""
+    min_pairs: Annotated[int, Field(ge=30, le=100_000)] = 200
+    """Pairs of answers that must have been compared before the first step. A floor: the statistics
+    ask for as many more as they need."""
+    soak: Duration = "10m"
+    """Shortest time that the phase lasts."""
+    on_inconclusive: Literal["hold", "proceed", "rollback"] = "hold"
+    """What to do when the pairs have not decided within `decideWithin`: wait on, begin the steps
+    all the same, or roll back."""
+    decide_within: PositiveDuration = "2h"
+    """Time after which `onInconclusive` applies, counted like the soak."""
+    noise_percent: Annotated[int, Field(ge=0, le=100)] = 20
+    """Share of the pairs for which the baseline is asked twice (A/A), in per cent: how much two
+    answers of the same pool differ."""
+    max_answer_tokens: Annotated[int, Field(ge=1, le=8192)] = 256
+    """Longest answer that is asked for."""
+    drift_percent: Annotated[int, Field(ge=1, le=100)] = 5
+    """By how much the canary may be more surprised by the baseline's answers (perplexity per token)
+    than the baseline itself, in per cent."""
+    answers_percent: Annotated[int, Field(ge=1, le=100)] = 2
+    """Answers per 100 that the canary may spoil and the baseline does not: none at all, JSON that
+    is broken, tool calls that differ, citations lost, refusals, endings cut off."""
+    patterns: Annotated[
+        tuple[ShadowPattern, ...],
+        Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+    ] = ()
+    """Kinds of personal data that are stripped besides the built-in ones."""
+    log: ShadowLog = ShadowLog()
+    """Where the compared pairs are kept."""
+
+
 class Promotion(Model):
     """What happens after the last step."""
 
@@ -232,6 +299,9 @@ class Spec(Model):
     """How traffic is split between the pools."""
     engine: Engine = Engine()
     """How to find the inference engine in the target's pod template. The defaults fit vLLM."""
+    shadow: Shadow = Shadow()
+    """Copies of real requests that both pools answer before the first step. Needs no change of the
+    clients. `percent: 0` leaves it out."""
     steps: Annotated[
         tuple[Step, ...],
         Field(

@@ -22,7 +22,7 @@ class Phase(StrEnum):
     PENDING = "Pending"
     PROVISIONING = "Provisioning"
     VERIFYING = "Verifying"
-    SHADOWING = "Shadowing"  # Reserved: this version goes from Verifying straight to Progressing.
+    SHADOWING = "Shadowing"
     PROGRESSING = "Progressing"
     PROMOTED = "Promoted"
     ROLLING_BACK = "RollingBack"
@@ -134,6 +134,47 @@ class AnalysisReport(Model):
     """The signals' numbers."""
 
 
+class ShadowBucket(Model):
+    """What was seen of the requests of one length."""
+
+    bucket: str
+    """Length of the body, such as `64-256KiB`; English prose has about four bytes to a token."""
+    live: int | None = None
+    """Requests of that length that clients sent since the phase began."""
+    copied: int | None = None
+    """Copies of them that arrived at the shadow service."""
+    pairs: int = 0
+    """Pairs of answers that were compared."""
+    covered: bool = False
+    """Whether enough of them were compared to speak of this length at all."""
+
+
+class ShadowReport(Model):
+    """The latest look at the answers of both pools to copies of requests."""
+
+    at: AwareDatetime
+    """When it was looked at."""
+    verdict: Verdict
+    """Worst of the signals' verdicts."""
+    message: str
+    """The verdict in a sentence."""
+    pairs: int = 0
+    """Pairs of answers, canary against baseline, that were compared."""
+    noise_pairs: int = 0
+    """Pairs of answers of the baseline alone (A/A)."""
+    exact_percent: Percent | None = None
+    """Pairs whose texts are the same, in per cent. Told, and no evidence: batching alone changes
+    greedy text."""
+    noise_exact_percent: Percent | None = None
+    """The same of the baseline's own pairs."""
+    eta_seconds: int | None = None
+    """Seconds until the pairs should suffice at the present rate; absent when that is unknown."""
+    signals: Annotated[tuple[SignalReport, ...], Field(max_length=16)] = ()
+    """The signals' numbers."""
+    buckets: Annotated[tuple[ShadowBucket, ...], Field(max_length=16)] = ()
+    """What was seen by length of the request. A length that is not covered was not evaluated."""
+
+
 class TrafficSpan(Model):
     """A split of the traffic and when it was committed."""
 
@@ -180,6 +221,7 @@ class DecisionKind(StrEnum):
     KILL = "Kill"
     UNKILL = "Unkill"
     SETTLE = "Settle"
+    SHADOW = "Shadow"
 
 
 class DecisionRecord(Model):
@@ -203,12 +245,14 @@ class DecisionRecord(Model):
 
 
 class Weights(Model):
-    """Committed split of the traffic, in per cent."""
+    """Committed split of the traffic, in per cent, and the share that is copied."""
 
     baseline: Percent = 100
     """Share of the pool that served when the rollout began."""
     canary: Percent = 0
     """Share of the pool with the quantized cache."""
+    mirror: Percent = 0
+    """Share of the generation requests of which the shadow service gets a copy."""
 
 
 class HandledRequests(Model):
@@ -320,6 +364,8 @@ class Status(Model):
     """The latest verdict or the reason to wait, in a few words."""
     analysis: AnalysisReport | None = None
     """The latest look at the evidence."""
+    shadow: ShadowReport | None = None
+    """The latest look at the shadowed requests of this attempt."""
     regime_proof: Annotated[tuple[PodProof, ...], Field(max_length=512)] = ()
     """Regime proof by canary pod."""
     proven_capacity_tokens: int | None = None

@@ -54,9 +54,10 @@ def pods_serve(turn: Turn) -> bool:
 
 
 def nobody_serves(turn: Turn) -> bool:
-    """Tell whether the canary gets requests and has no pod for them, or is about to have none."""
+    """Tell whether the canary gets requests, or copies, and has no pod for them, or soon none."""
     proven = {p.pod for p in turn.status.regime_proof if p.verdict is Verdict.PASS}
-    return turn.status.weights.canary > 0 and not any(
+    weights = turn.status.weights
+    return weights.canary + weights.mirror > 0 and not any(
         pod.ready and pod.name in proven for pod in turn.seen.canary_pods
     )
 

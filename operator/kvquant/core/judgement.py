@@ -15,7 +15,9 @@ NO_FORECAST = 366 * 86_400.0
 """Seconds beyond which nobody waits for evidence, and far beyond which no integer holds them."""
 
 
-def settings_of(asked: AnalysisSettings, grid: timedelta = GRID) -> Settings:
+def settings_of(
+    asked: AnalysisSettings, grid: timedelta = GRID, budget: float | None = None
+) -> Settings:
     """Return the analysis' settings for what the spec asks.
 
     A step's soak is the spec's own shortest time and is kept elsewhere; what stays here is the
@@ -24,6 +26,7 @@ def settings_of(asked: AnalysisSettings, grid: timedelta = GRID) -> Settings:
     Args:
         asked: Tolerances of the spec.
         grid: Time between two ticks; a shorter one than usual shortens all durations alike.
+        budget: Part of the error budget that is for live traffic; None: all of it.
     """
     return Settings(
         slowdown=asked.p99.tolerance_percent / 100,
@@ -32,7 +35,7 @@ def settings_of(asked: AnalysisSettings, grid: timedelta = GRID) -> Settings:
         most_deaths=asked.oom_retries.max_restarts,
         min_requests=asked.min_requests,
         min_seconds=240.0,
-        budget=asked.error_budget_percent / 100,
+        budget=asked.error_budget_percent / 100 if budget is None else budget,
         time_scale=GRID / grid,
     )
 

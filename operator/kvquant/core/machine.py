@@ -46,18 +46,17 @@ from kvquant.core.moves import (
     promote,
     rejected,
     roll_back,
+    shadow,
     withdraw,
 )
 from kvquant.core.observation import Observation
 from kvquant.core.overtaken import overtaken
 from kvquant.core.plan import Plan, replicas_for
-from kvquant.core.turn import Decision, Turn
+from kvquant.core.shadowing import shadowing
+from kvquant.core.turn import SIGN_OF_LIFE, UNDECIDED, Decision, Turn, is_new
 
-RUNNING = frozenset({Phase.PROVISIONING, Phase.VERIFYING, Phase.PROGRESSING})
+RUNNING = frozenset({Phase.PROVISIONING, Phase.VERIFYING, Phase.SHADOWING, Phase.PROGRESSING})
 """Phases in which an attempt is on its way."""
-
-UNDECIDED = "InsufficientEvidence"
-"""Reason of a hold for lack of evidence."""
 
 ENOUGH_TO_MISS = 30.0
 """Expected canary requests from which their absence means something: with a Poisson mean of 30,
@@ -71,9 +70,6 @@ PATIENT = timedelta(seconds=15)
 
 IDLE = timedelta(seconds=60)
 """Time between looks at a rollout that has ended; they undo drift."""
-
-SIGN_OF_LIFE = timedelta(seconds=60)
-"""Time after which a look that found nothing new is written all the same: it shows that we look."""
 
 
 def decide(plan: Plan, status: Status, seen: Observation, now: datetime) -> Decision:
@@ -91,8 +87,8 @@ def decide(plan: Plan, status: Status, seen: Observation, now: datetime) -> Deci
     _resume(turn)
     alarm.hear(turn)
     running = turn.status.phase in RUNNING
-    if running and _new_token(seen.requests.abort, status.handled.abort):
-        _handled(turn, abort=seen.requests.abort)
+    if running and is_new(seen.requests.abort, status.handled.abort):
+        turn.handle(abort=seen.requests.abort)
         roll_back(turn, "AbortRequested", f"Aborted on request ({seen.requests.abort}).")
     elif running and (void := overtaken(turn)) is not None:
         roll_back(turn, *void)
@@ -117,7 +113,7 @@ def _kill_switch(turn: Turn) -> None:
             )
             return
         turn.set(killed=True)
-        if status.phase in (Phase.PROGRESSING, Phase.PROMOTED):
+        if status.phase in (Phase.SHADOWING, Phase.PROGRESSING, Phase.PROMOTED):
             # A lifted kill switch starts over at the first step, because no weight may be
             # reached without the steps before it.
             turn.enter(Phase.VERIFYING, step=0, next_step=None, promoted_at=None)
@@ -134,7 +130,7 @@ def _resume(turn: Turn) -> None:
     """Let the time of a pause not count against the progress deadline."""
     before = turn.status.condition("Paused")
     ended = before is not None and before.status == "True" and not turn.seen.requests.paused
-    if ended and turn.status.phase in RUNNING:
+    if ended and turn.status.phase in RUNNING - {Phase.SHADOWING}:
         turn.set(phase_started_at=turn.now)
 
 
@@ -145,7 +141,7 @@ def _pending(turn: Turn) -> None:
         if seen.problem is not None:
             turn.hold(seen.problem.reason, seen.problem.message)
         return
-    if _new_token(seen.requests.retry, turn.status.handled.retry):
+    if is_new(seen.requests.retry, turn.status.handled.retry):
         forgive(turn)
     if seen.spec_hash in rejected(turn.status):
         turn.hold(*REJECTED_BEFORE)
@@ -235,7 +231,8 @@ def _verifying(turn: Turn) -> None:
     elif turn.seen.requests.paused:
         turn.hold("Paused", f"Paused: {turn.seen.requests.paused}")
     elif not alarm.holds(turn):
-        advance(turn, "Every canary pod has passed the regime proof.")
+        begin = shadow if turn.plan.shadow.percent else advance
+        begin(turn, "Every canary pod has passed the regime proof.")
 
 
 def _progressing(turn: Turn) -> None:
@@ -264,7 +261,7 @@ def _progressing(turn: Turn) -> None:
             deadline(turn)
         return
     token = turn.seen.requests.promote
-    asked = _new_token(token, turn.status.handled.promote)
+    asked = is_new(token, turn.status.handled.promote)
     why_not = _why_not_advance(turn, report.verdict, report.message)
     unasked = _undecided(turn) if why_not is not None and why_not[0] == UNDECIDED else "hold"
     if not asked and unasked == "rollback":
@@ -274,7 +271,7 @@ def _progressing(turn: Turn) -> None:
         turn.hold(*why_not)
         return
     if asked:
-        _handled(turn, promote=token)
+        turn.handle(promote=token)
         reason = f"on request ({token}), without waiting for more evidence"
     elif why_not is not None:
         reason = f"{_undecided_for(turn)} proceeds. {report.message}"
@@ -348,8 +345,8 @@ def _promoted(turn: Turn) -> None:
             )
         proofs(turn, may_fail=False)
         return
-    if _new_token(abort, turn.status.handled.abort):
-        _handled(turn, abort=abort)
+    if is_new(abort, turn.status.handled.abort):
+        turn.handle(abort=abort)
         roll_back(turn, "AbortRequested", f"Aborted within the rollback window ({abort}).")
         return
     if proofs(turn):
@@ -418,8 +415,8 @@ def _rolling_back(turn: Turn) -> None:
 def _rolled_back(turn: Turn) -> None:
     turn.requeue_after = IDLE
     retry = turn.seen.requests.retry
-    if _new_token(retry, turn.status.handled.retry):
-        _handled(turn, retry=retry)
+    if is_new(retry, turn.status.handled.retry):
+        turn.handle(retry=retry)
         forgive(turn)
     if turn.seen.spec_hash in rejected(turn.status):
         if turn.seen.spec_hash != turn.status.spec_hash:
@@ -460,18 +457,11 @@ def _obstacle(turn: Turn) -> str:
     return f"rollout {turn.seen.router_taken_by!r} drives the router."
 
 
-def _new_token(token: str | None, handled: str | None) -> bool:
-    return token is not None and token != handled
-
-
-def _handled(turn: Turn, **tokens: str | None) -> None:
-    turn.set(handled=turn.status.handled.model_copy(update=tokens))
-
-
 _PHASES = {
     Phase.PENDING: _pending,
     Phase.PROVISIONING: _provisioning,
     Phase.VERIFYING: _verifying,
+    Phase.SHADOWING: shadowing,
     Phase.PROGRESSING: _progressing,
     Phase.PROMOTED: _promoted,
     Phase.ROLLING_BACK: _rolling_back,

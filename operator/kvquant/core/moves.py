@@ -43,6 +43,18 @@ def prepare_next(turn: Turn, reason: str) -> None:
     turn.requeue_after = timedelta(0)
 
 
+def shadow(turn: Turn, reason: str) -> None:
+    """Begin to copy requests; both pools answer them, and no user sees the canary's answers."""
+    turn.enter(Phase.SHADOWING, shadow=None)
+    turn.record(
+        DecisionKind.SHADOW,
+        "Shadowing",
+        f"{turn.plan.shadow.percent} % of the generation requests are copied, stripped of personal "
+        f"data, and asked of both pools. {reason}",
+    )
+    turn.requeue_after = timedelta(0)
+
+
 def advance(turn: Turn, reason: str) -> None:
     """Go one step up: the only place where a step rises."""
     step = turn.status.step + 1

@@ -9,6 +9,7 @@ from kvquant.api.v1alpha1 import PodProof, Pool
 from kvquant.core.alerts import Heard
 from kvquant.core.analysis import Report
 from kvquant.core.evidence import Evidence
+from kvquant.core.shadow_reading import ShadowEvidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,9 @@ class Observation:
         router: State of the router.
         evidence: Metrics of both arms since the step began; None when not asked or not answered.
         report: The analysis of all that was measured in this attempt; None like the evidence.
+        shadow_ready: Whether a pod of the shadow service is ready.
+        shadow_trouble: Why none is, in the words of scheduler and kubelet.
+        shadow: What the shadow service has counted; None when not asked or not answered.
         metrics_problem: Why there is no evidence, when Prometheus did not answer.
         alerts: What is known of alerts; None where nobody listens.
     """
@@ -140,6 +144,9 @@ class Observation:
     router: RouterView = RouterView()
     evidence: Evidence | None = None
     report: Report | None = None
+    shadow_ready: bool = False
+    shadow_trouble: str = ""
+    shadow: ShadowEvidence | None = None
     metrics_problem: str | None = None
     alerts: Heard | None = None
 

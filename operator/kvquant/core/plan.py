@@ -29,6 +29,48 @@ class PlannedStep:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedShadow:
+    """How requests are shadowed before the first step.
+
+    Attributes:
+        percent: Share of the generation requests that are copied; 0 leaves the phase out.
+        min_pairs: Pairs of answers that must have been compared.
+        soak: Shortest length of the phase.
+        on_inconclusive: What to do when the pairs do not decide: hold, proceed or rollback.
+        decide_within: Length of the phase after which that is done.
+        drift: Excess of the perplexity per token that is tolerated, as a fraction.
+        answers: Share of the answers that the canary may spoil, as a fraction.
+    """
+
+    percent: int = 0
+    min_pairs: int = 200
+    soak: timedelta = timedelta(minutes=10)
+    on_inconclusive: str = "hold"
+    decide_within: timedelta = timedelta(hours=2)
+    drift: float = 0.05
+    answers: float = 0.02
+
+    @classmethod
+    def of(cls, spec: Spec) -> PlannedShadow:
+        """Return what a spec asks for."""
+        shadow = spec.shadow
+        return cls(
+            percent=shadow.percent,
+            min_pairs=shadow.min_pairs,
+            soak=parse_duration(shadow.soak),
+            on_inconclusive=shadow.on_inconclusive,
+            decide_within=parse_duration(shadow.decide_within),
+            drift=shadow.drift_percent / 100,
+            answers=shadow.answers_percent / 100,
+        )
+
+
+QUALITY_SHARE = 0.2
+"""Part of the error budget that the answers of shadowed requests may use up; live traffic has the
+rest, because most of what can go wrong shows there."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What the spec asks for, with every default filled in and every duration parsed."""
 
@@ -40,6 +82,18 @@ class Plan:
     rollback_window: timedelta
     keep_old_pool: bool
     head_dim: int
+    shadow: PlannedShadow = PlannedShadow()
+
+    @property
+    def quality_budget(self) -> float:
+        """Part of the error budget that is for the answers of shadowed requests."""
+        share = QUALITY_SHARE if self.shadow.percent else 0.0
+        return share * self.analysis.error_budget_percent / 100
+
+    @property
+    def live_budget(self) -> float:
+        """Part of the error budget that is for live traffic."""
+        return self.analysis.error_budget_percent / 100 - self.quality_budget
 
     @classmethod
     def of(cls, spec: Spec) -> Plan:
@@ -53,6 +107,7 @@ class Plan:
             rollback_window=parse_duration(spec.promotion.rollback_window),
             keep_old_pool=spec.promotion.old_pool == "Keep",
             head_dim=spec.kv_cache.head_dim,
+            shadow=PlannedShadow.of(spec),
         )
 
     def next_replicas(self, step: int, baseline_replicas: int, canary_replicas: int) -> int:

@@ -109,10 +109,20 @@ def window(needs: Iterable[EvidenceNeed], now: datetime) -> Window:
     since = min(n.since for n in needs)
     earlier = min((n.baseline_since for n in needs if n.baseline_since is not None), default=since)
     length = max(0, end - math.ceil(min(since, earlier).timestamp() * 1000))
+    return _grid(end, length, outwards=earlier < since)
+
+
+def window_since(since: datetime, now: datetime) -> Window:
+    """Return the range from an instant, or up to one step later, until now."""
+    end = round(now.timestamp() * 1000)
+    return _grid(end, max(0, end - math.ceil(since.timestamp() * 1000)), outwards=False)
+
+
+def _grid(end: int, length: int, *, outwards: bool) -> Window:
     finest = round(FINEST_STEP.total_seconds() * 1000)
     steps = max(1, min(MOST_POINTS, length // finest))
     # Whole milliseconds: both ends lie on the grid exactly.
-    step = -(-length // steps) if earlier < since else length // steps
+    step = -(-length // steps) if outwards else length // steps
     return Window(end - steps * step, end, max(1, step))
 
 

@@ -88,7 +88,7 @@ def slot_service(router: str, slot: str) -> str:
 
 
 def shadow_name(router: str) -> str:
-    """Return the name of the shadow service of a router: of its Service, Deployment and the rest."""
+    """Return the name of a router's shadow service: of its Service, Deployment and the rest."""
     return f"{router}-shadow"
 
 
@@ -217,8 +217,10 @@ def _service(router: RouterSpec) -> Object:
 
 
 def _shadow_service(router: RouterSpec) -> Object:
-    """Return the Service to which copies go. It is always there, so that its name always resolves:
-    where no pod stands behind it, a copy is refused at once and forgotten.
+    """Return the Service to which copies go.
+
+    It is always there, so that its name always resolves: where no pod stands behind it, a copy is
+    refused at once and forgotten.
     """
     ports = [{"name": "copies", "port": PORT, "targetPort": PORT, "protocol": "TCP"}]
     return _object(

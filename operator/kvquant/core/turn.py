@@ -20,6 +20,12 @@ from kvquant.api.v1alpha1 import (
 from kvquant.core.observation import Observation
 from kvquant.core.plan import Plan
 
+UNDECIDED = "InsufficientEvidence"
+"""Reason of a hold for lack of evidence."""
+
+SIGN_OF_LIFE = timedelta(seconds=60)
+"""Time after which a look that found nothing new is written all the same: it shows that we look."""
+
 DECISIONS_KEPT = 50
 SPANS_KEPT = 64
 
@@ -77,13 +83,16 @@ class Turn:
 
         This is the only place where weights come from.
         """
-        canary = 0
+        canary = mirror = 0
         if not self.status.killed:
-            if self.status.phase is Phase.PROGRESSING:
+            if self.status.phase is Phase.SHADOWING and not self.status.alerts:
+                # While an alert fires nothing is copied: a copy costs what production may need.
+                mirror = self.plan.shadow.percent
+            elif self.status.phase is Phase.PROGRESSING:
                 canary = self.plan.weight(self.status.step)
             elif self.status.phase is Phase.PROMOTED:
                 canary = 100
-        self.set(weights=Weights(baseline=100 - canary, canary=canary))
+        self.set(weights=Weights(baseline=100 - canary, canary=canary, mirror=mirror))
         step = self.status.step if canary else 0
         last = self.status.traffic[-1] if self.status.traffic else None
         if last is None or (last.step, last.weight) != (step, canary):
@@ -109,6 +118,10 @@ class Turn:
         self.set(decisions=tuple(decisions), verdict=message[:256])
         type_ = "Warning" if kind in WARNINGS else "Normal"
         self.announcements.append(Announcement(type_, reason, message[:1000]))
+
+    def handle(self, **tokens: str | None) -> None:
+        """Note one-shot requests as handled: `promote`, `abort` or `retry` by their token."""
+        self.set(handled=self.status.handled.model_copy(update=tokens))
 
     def hold(self, reason: str, message: str) -> None:
         """Say why nothing moves. A new cause is recorded once, however long it lasts."""
@@ -151,6 +164,11 @@ class Turn:
                 self.seen.generation,
             )
         )
+
+
+def is_new(token: str | None, handled: str | None) -> bool:
+    """Tell whether a one-shot request was made that has not been handled."""
+    return token is not None and token != handled
 
 
 def _following(decisions: Sequence[DecisionRecord]) -> int:

@@ -1,0 +1,111 @@
+"""Phase Shadowing: both pools answer copies of requests, until the answers decide."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from kvquant.api.v1alpha1 import ShadowReport, Verdict
+from kvquant.core import alarm
+from kvquant.core.gates import (
+    fails_to_start,
+    nobody_serves,
+    pods_serve,
+    proofs,
+    router_trouble,
+)
+from kvquant.core.moves import advance, roll_back, withdraw
+from kvquant.core.quality import judge
+from kvquant.core.turn import SIGN_OF_LIFE, UNDECIDED, Turn, is_new
+
+
+def shadowing(turn: Turn) -> None:
+    """Wait for the verdict on the answers: the first step, or the way back."""
+    turn.requeue_after = turn.plan.interval
+    if proofs(turn) or fails_to_start(turn):
+        return
+    if nobody_serves(turn):
+        withdraw(turn)
+        return
+    # Whether anything is copied depends on the alerts, too.
+    turn.commit_weights()
+    report = _judged(turn)
+    turn.set(shadow=report)
+    if report is not None and report.verdict is Verdict.FAIL:
+        roll_back(turn, "QualityFailed", f"Before any user met the canary: {report.message}")
+        return
+    token = turn.seen.requests.promote
+    if is_new(token, turn.status.handled.promote):
+        turn.handle(promote=token)
+        advance(turn, f"On request ({token}), without waiting for more pairs.")
+        return
+    why_not = _why_not(turn, report)
+    if why_not is None:
+        assert report is not None  # noqa: S101 - without one there is a reason not to go on
+        advance(turn, report.message)
+        return
+    unasked = _undecided(turn) if why_not[0] == UNDECIDED else "hold"
+    within = f"Not decided within {turn.plan.shadow.decide_within}, for which onInconclusive"
+    if unasked == "rollback":
+        roll_back(turn, "Inconclusive", f"{within} rolls back. {why_not[1]}")
+    elif unasked == "proceed":
+        advance(turn, f"{within} proceeds. {why_not[1]}")
+    else:
+        turn.hold(*why_not)
+
+
+def _why_not(turn: Turn, report: ShadowReport | None) -> tuple[str, str] | None:
+    """Return why the first step does not begin, as reason and sentence; None when it may."""
+    seen = turn.seen
+    if seen.requests.paused:
+        return "Paused", f"Paused: {seen.requests.paused}"
+    if seen.problem is not None:
+        return seen.problem.reason, seen.problem.message
+    if (alert := alarm.why_not(turn)) is not None:
+        return alert
+    if not seen.router.follows:
+        return "RouterNotReady", router_trouble(turn)
+    if seen.metrics_problem is not None:
+        return "MetricsUnavailable", seen.metrics_problem
+    if not seen.shadow_ready:
+        why = seen.shadow_trouble or "waiting for its pod"
+        return "ShadowNotReady", f"The shadow service is not ready: {why}"
+    if report is None or seen.shadow is None:
+        return UNDECIDED, "Nothing was compared yet."
+    if report.verdict is not Verdict.PASS:
+        return UNDECIDED, report.message
+    left = turn.plan.shadow.soak - turn.since_phase()
+    if left > timedelta(0):
+        turn.requeue_after = min(turn.requeue_after, max(left, timedelta(seconds=1)))
+        return "Soaking", f"{report.message} Soak: {int(left.total_seconds())} s left."
+    if not pods_serve(turn):
+        assert turn.held is not None  # noqa: S101 - the gate has said why
+        return turn.held
+    return None
+
+
+def _undecided(turn: Turn) -> str:
+    """Return what the spec wants done about answers that do not decide."""
+    shadow = turn.plan.shadow
+    return shadow.on_inconclusive if turn.since_phase() >= shadow.decide_within else "hold"
+
+
+def _judged(turn: Turn) -> ShadowReport | None:
+    """Return the verdict; the one before when it says the same and is not old: spares writes."""
+    before, evidence = turn.status.shadow, turn.seen.shadow
+    if evidence is None or turn.seen.metrics_problem is not None:
+        return before
+    report = judge(
+        evidence,
+        turn.plan.shadow,
+        turn.plan.quality_budget,
+        turn.now,
+        turn.since_phase().total_seconds(),
+    )
+    if before is None or turn.now - before.at >= SIGN_OF_LIFE or _news(before, report):
+        return report
+    return before
+
+
+def _news(before: ShadowReport, report: ShadowReport) -> bool:
+    said = [(one.verdict, [s.verdict for s in one.signals]) for one in (before, report)]
+    return said[0] != said[1] or (before.pairs == 0 and report.pairs > 0)

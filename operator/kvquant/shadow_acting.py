@@ -1,0 +1,103 @@
+"""Make the shadow service what the persisted status says."""
+
+from __future__ import annotations
+
+from kvquant.api import names
+from kvquant.api.v1alpha1 import Phase, Pool, Status, parse_duration
+from kvquant.config import OperatorConfig
+from kvquant.core.record import fingerprint
+from kvquant.core.router_manifests import slot_service
+from kvquant.core.shadow_manifests import LOG_DIRECTORY, ShadowSpec, shadow_objects
+from kvquant.core.shadow_settings import (
+    ArmSettings,
+    LogSettings,
+    ShadowSettings,
+    UserPattern,
+)
+from kvquant.ports import Object
+from kvquant.world import World
+
+WANTED = frozenset({Phase.VERIFYING, Phase.SHADOWING})
+"""Phases in which the service is brought up. It is asked for early, so that it is ready when its
+phase begins."""
+
+
+def wanted(status: Status, percent: int) -> bool:
+    """Tell whether the shadow service must be there.
+
+    Args:
+        status: The rollout's.
+        percent: Share of the requests that the spec wants copied.
+    """
+    return percent > 0 and status.phase in WANTED
+
+
+def objects(
+    world: World, baseline: Pool, canary: Pool, ports: tuple[int, int], config: OperatorConfig
+) -> list[Object]:
+    """Return the objects of a rollout's shadow service.
+
+    Args:
+        world: The rollout.
+        baseline: The pool that serves today.
+        canary: The pool with the quantized cache.
+        ports: Ports on which the engines of baseline and canary serve.
+        config: The operator's own configuration.
+    """
+    rollout, status = world.rollout, world.rollout.status
+    spec, metadata = rollout.spec.shadow, rollout.metadata
+    router = status.router or ""
+    log = LogSettings(
+        url=spec.log.url or f"file://{LOG_DIRECTORY}",
+        max_bytes=spec.log.max_size_mi * 1024 * 1024,
+        retention_hours=max(1, int(parse_duration(spec.log.retention).total_seconds() // 3600)),
+    )
+    mark = fingerprint(metadata.uid, status.attempt) if rollout.spec.engine.fingerprint else ""
+    settings = ShadowSettings(
+        namespace=metadata.namespace,
+        rollout=metadata.name,
+        uid=metadata.uid,
+        attempt=status.attempt,
+        baseline=_arm(router, baseline, ports[0], _image(world.target)),
+        canary=_arm(router, canary, ports[1], _image(world.canary), mark),
+        max_answer_tokens=spec.max_answer_tokens,
+        noise_percent=spec.noise_percent,
+        patterns=tuple(UserPattern(name=p.name, pattern=p.pattern) for p in spec.patterns),
+        log=log,
+    )
+    return shadow_objects(
+        ShadowSpec(
+            router=router,
+            rollout=metadata.name,
+            owner={
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "name": metadata.name,
+                "uid": metadata.uid,
+            },
+            image=config.shadow_image,
+            image_pull_policy=config.image_pull_policy,
+            settings=settings,
+            secret_name=spec.log.secret_name,
+            claim_name=spec.log.claim_name,
+            volume_mi=spec.log.max_size_mi,
+        )
+    )
+
+
+def _arm(router: str, pool: Pool, port: int, image: str, fingerprint: str = "") -> ArmSettings:
+    return ArmSettings(
+        host=slot_service(router, pool.slot),
+        port=port,
+        deployment=pool.deployment,
+        dtype=pool.dtype,
+        image=image,
+        fingerprint=fingerprint,
+    )
+
+
+def _image(deployment: Object | None) -> str:
+    """Return the image of a pool's first container, which is provenance and no more."""
+    containers = ((deployment or {}).get("spec") or {}).get("template", {}).get("spec", {})
+    first = (containers.get("containers") or [{}])[0]
+    return str(first.get("image") or "")
