@@ -218,7 +218,7 @@ def _live(need: ShadowNeed, bodies: Sequence[Series], window: Window) -> dict[st
         rise = increase(series, process_of([series], {}), need.since.timestamp(), window.end)
         if rise is not None and math.isfinite(rise):
             below[bound] = below.get(bound, 0.0) + rise
-    if set(below) < {bound for _, bound in BUCKETS}:
+    if not {bound for _, bound in BUCKETS} <= below.keys():
         return {}
     edges = [(None, 0.0), *((name, below[bound]) for name, bound in BUCKETS)]
     return {name: max(0.0, high - low) for (_, low), (name, high) in pairwise(edges) if name}
