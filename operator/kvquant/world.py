@@ -31,7 +31,7 @@ class World:
     router_config: Object | None = None
     record: Object | None = None
     shadow: Object | None = None
-    """Deployment of the shadow service."""
+    """Deployment of the rollout's own shadow service."""
     taken_by: str | None = None
     """Another rollout that drives the router now; None when it is ours or free to be taken."""
     target_taken_by: str | None = None
@@ -114,10 +114,16 @@ def read(cluster: Cluster, raw: Object) -> World:
         world.canary_pods = cluster.list(
             "Pod", namespace, {names.LABEL_POOL: status.canary.deployment}
         )
-        world.shadow = cluster.get("Deployment", namespace, shadow_name(router))
-        if world.shadow is not None:
+        shadow = cluster.get("Deployment", namespace, shadow_name(router))
+        # The last rollout of this router may have left its own.
+        if shadow is not None and rollout.metadata.uid in _owners(shadow):
+            world.shadow = shadow
             world.shadow_pods = cluster.list("Pod", namespace, shadow_selector(router))
     return world
+
+
+def _owners(obj: Object) -> set[str]:
+    return {one["uid"] for one in obj["metadata"].get("ownerReferences") or ()}
 
 
 def _other_holder(cluster: Cluster, world: World) -> str | None:

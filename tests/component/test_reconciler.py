@@ -139,7 +139,7 @@ def test_nothing_moves_while_prometheus_says_nothing_and_goes_on_by_itself(site:
 
 def test_a_canary_that_gets_no_traffic_waits_for_ever_and_says_why(site: Site) -> None:
     site.rate = 0
-    ref = site.apply()
+    ref = site.apply(rollout(shadow={"percent": 0}))
     site.until_phase(ref, Phase.PROGRESSING)
     for _ in range(100):
         site.turn(ref)
@@ -240,6 +240,7 @@ def test_a_good_canary_is_promoted_step_by_step_and_the_old_pool_goes_to_zero(si
     assert site.reasons(ref) == [
         "Started",
         "Verifying",
+        "Shadowing",
         *(["StepStarted", "StepPassed"] * 3),
         "StepStarted",
         "Promoted",
@@ -372,7 +373,7 @@ def test_a_rollout_that_has_ended_writes_nothing(site: Site) -> None:
     result = site.turn(ref)
     assert result.requeue_after == 60
     assert [call for call in site.cluster.calls if call.writes] == []
-    assert len(site.cluster.calls) <= 8
+    assert len(site.cluster.calls) <= 9
     assert site.raw(ref)["metadata"]["resourceVersion"] == before
 
 

@@ -111,7 +111,7 @@ def by_hand(seconds: float) -> Report:
     """Return what the analysis says that was fed the same ticks without any detour."""
     there = world()
     plan = Plan.of(there.rollout.spec)
-    analysis = Analysis(settings_of(plan.analysis))
+    analysis = Analysis(settings_of(plan.analysis, budget=plan.live_budget))
     for tick in PAST:
         if tick.at <= EPOCH + seconds:
             analysis.take(in_effect(tick, spans(STATUS, plan)))

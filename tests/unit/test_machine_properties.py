@@ -26,9 +26,12 @@ from kvquant.core.observation import (
     TargetView,
 )
 from kvquant.core.plan import Plan, spec_hash
+from kvquant.core.shadow_reading import ShadowEvidence
+from kvquant.core.shadow_settings import CITATIONS
 from tests.fakes import schema
 from tests.fakes.metrics import arm
 from tests.fakes.reports import report
+from tests.fakes.shadows import pairs
 
 BEGIN = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NEED = 60
@@ -49,12 +52,37 @@ STANDING = [None, Evidence(BEGIN, arm(), arm()), Evidence(BEGIN, arm(active=3), 
 GOOD = Evidence(BEGIN, arm(), arm())
 
 
-def spec(ladder: tuple[int, ...], old_pool: str = "ScaleToZero") -> Spec:
+SHADOWS: list[dict[str, Any]] = [
+    {"percent": 0},
+    {"percent": 5, "minPairs": 60, "soak": "1m"},
+    {
+        "percent": 50,
+        "minPairs": 60,
+        "soak": "1m",
+        "decideWithin": "5m",
+        "onInconclusive": "proceed",
+    },
+    {
+        "percent": 5,
+        "minPairs": 60,
+        "soak": "1m",
+        "decideWithin": "5m",
+        "onInconclusive": "rollback",
+    },
+]
+ANSWERS = [None, ShadowEvidence(), pairs(40), pairs(400), pairs(400, **{CITATIONS: 0.4})]
+"""What the shadow service may have counted."""
+
+
+def spec(
+    ladder: tuple[int, ...], old_pool: str = "ScaleToZero", shadow: dict[str, Any] = SHADOWS[1]
+) -> Spec:
     return Spec.model_validate(
         {
             "targetRef": {"name": "llama"},
             "kvCache": {"dtype": "fp8"},
             "traffic": {"router": {"drainTimeout": "2m"}},
+            "shadow": shadow,
             "steps": [{"weight": weight, "soak": "1m"} for weight in ladder],
             "analysis": {"minRequests": NEED},
             "promotion": {"rollbackWindow": "5m", "oldPool": old_pool},
@@ -69,14 +97,20 @@ class RolloutMachine(RuleBasedStateMachine):
         self.now = BEGIN
         self.status = Status()
         self.asked = Requests()
+        self.shadow = SHADOWS[1]
         self.spec = spec(LADDERS[0])
         self.containers = 0
         self.pods: dict[str, PodView] = {}
         self.target = TargetView(replicas=4, template_hash="first")
 
-    @initialize(ladder=st.sampled_from(LADDERS), old_pool=st.sampled_from(["ScaleToZero", "Keep"]))
-    def begin(self, ladder: tuple[int, ...], old_pool: str) -> None:
-        self.spec = spec(ladder, old_pool)
+    @initialize(
+        ladder=st.sampled_from(LADDERS),
+        old_pool=st.sampled_from(["ScaleToZero", "Keep"]),
+        shadow=st.sampled_from(SHADOWS),
+    )
+    def begin(self, ladder: tuple[int, ...], old_pool: str, shadow: dict[str, Any]) -> None:
+        self.shadow = shadow
+        self.spec = spec(ladder, old_pool, shadow)
 
     # What happens in the world.
 
@@ -96,7 +130,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule(ladder=st.sampled_from(LADDERS))
     def edit(self, ladder: tuple[int, ...]) -> None:
-        self.spec = spec(ladder, self.spec.promotion.old_pool)
+        self.spec = spec(ladder, self.spec.promotion.old_pool, self.shadow)
 
     @rule(replicas=st.sampled_from([0, 1, 4, 9]))
     def the_owner_scales_the_target(self, replicas: int) -> None:
@@ -138,6 +172,8 @@ class RolloutMachine(RuleBasedStateMachine):
         follows=st.sampled_from([True, True, False]),
         obstacle=st.sampled_from([None] * 8 + ["refused", "taken"]),
         known=st.sampled_from(["right", "right", "nothing", "old"]),
+        answers=st.sampled_from(ANSWERS),
+        shadow_ready=st.sampled_from([True, True, False]),
     )
     def look(
         self,
@@ -149,6 +185,8 @@ class RolloutMachine(RuleBasedStateMachine):
         follows: bool,
         obstacle: str | None,
         known: str,
+        answers: ShadowEvidence | None,
+        shadow_ready: bool,
     ) -> None:
         verdict = Verdict.INCONCLUSIVE if unmeasured else Verdict.FAIL if wrong else Verdict.PASS
         if found is not None and mine:
@@ -161,6 +199,8 @@ class RolloutMachine(RuleBasedStateMachine):
             Problem("RefusedByAPIServer", "quota") if obstacle == "refused" else None,
             "other" if obstacle == "taken" else None,
             known,
+            answers,
+            shadow_ready,
         )
 
     @rule(turns=st.integers(1, 12), seconds=st.sampled_from([1, 30, 70]))
@@ -192,6 +232,8 @@ class RolloutMachine(RuleBasedStateMachine):
         problem: Problem | None,
         taken_by: str | None,
         known: str = "right",
+        answers: ShadowEvidence | None = ANSWERS[3],
+        shadow_ready: bool = True,
     ) -> None:
         proven = {
             (p.pod, p.container_id) for p in self.status.regime_proof if p.verdict is Verdict.PASS
@@ -229,6 +271,8 @@ class RolloutMachine(RuleBasedStateMachine):
             router=router,
             evidence=None if pending or evidence is None else replace(evidence, at=self.now),
             report=None if pending else found,
+            shadow_ready=shadow_ready,
+            shadow=answers if self.status.phase is Phase.SHADOWING else None,
         )
         before, plan = self.status, Plan.of(self.spec)
         after = decide(plan, before, seen, self.now).status
@@ -258,6 +302,8 @@ class RolloutMachine(RuleBasedStateMachine):
             if spec_hash(self.spec) == status.spec_hash:
                 expected = Plan.of(self.spec).weight(status.step)
         assert (status.weights.canary, status.weights.baseline) == (expected, 100 - expected)
+        copies = status.phase is Phase.SHADOWING and not status.killed
+        assert status.weights.mirror == 0 or (copies and self.shadow.get("percent") != 0)
 
     @invariant()
     def the_status_survives_the_api_server(self) -> None:
@@ -288,7 +334,7 @@ CANDIDATE = Candidate(
 
 def check(plan: Plan, before: Status, after: Status, seen: Observation, now: datetime) -> None:
     """Assert everything that must hold between two statuses."""
-    _weights_rise_by_one_step_to_pods_that_are_proven(plan, before, after, seen)
+    _weights_rise_by_one_step_to_pods_that_are_proven(plan, before, after, seen, now)
     _the_slot_was_empty(before, after, seen)
     _steps_are_earned(plan, before, after, seen, now)
     _silence_decides_nothing(before, after, seen)
@@ -298,7 +344,7 @@ def check(plan: Plan, before: Status, after: Status, seen: Observation, now: dat
 
 
 def _weights_rise_by_one_step_to_pods_that_are_proven(
-    plan: Plan, before: Status, after: Status, seen: Observation
+    plan: Plan, before: Status, after: Status, seen: Observation, now: datetime
 ) -> None:
     assert after.step in (0, before.step, before.step + 1)
     if after.killed:
@@ -320,7 +366,23 @@ def _weights_rise_by_one_step_to_pods_that_are_proven(
     assert seen.router.follows
     assert seen.router_taken_by is None
     assert not seen.requests.paused
-    assert before.phase is Phase.VERIFYING or before.next_step == after.step
+    if before.next_step == after.step:
+        return
+    if not plan.shadow.percent:
+        assert before.phase is Phase.VERIFYING
+        return
+    assert before.phase is Phase.SHADOWING
+    if seen.requests.promote not in (None, before.handled.promote):
+        return  # A person took the evidence upon themselves.
+    shadow = after.shadow
+    assert shadow is not None
+    assert seen.shadow is not None
+    assert seen.shadow_ready
+    assert before.phase_started_at is not None
+    waited = now - before.phase_started_at
+    asked = plan.shadow.on_inconclusive == "proceed" and waited >= plan.shadow.decide_within
+    assert asked or (shadow.verdict is Verdict.PASS and waited >= plan.shadow.soak)
+    assert shadow.verdict is not Verdict.FAIL
 
 
 def _the_slot_was_empty(before: Status, after: Status, seen: Observation) -> None:
@@ -356,6 +418,8 @@ def _silence_decides_nothing(before: Status, after: Status, seen: Observation) -
         return
     new = after.decisions[len(before.decisions) :] if before.decisions else after.decisions
     assert "AnalysisFailed" not in [decision.reason for decision in new]
+    if seen.shadow is None or not seen.shadow.sums:
+        assert "QualityFailed" not in [decision.reason for decision in new]
 
 
 def _the_way_back_is_always_open(before: Status, after: Status, seen: Observation) -> None:
@@ -371,7 +435,7 @@ def _the_way_back_is_always_open(before: Status, after: Status, seen: Observatio
     if before.phase in RUNNING and seen.target is not None and before.baseline is not None:
         same = seen.target.template_hash == before.baseline.template_hash
         assert same or after.phase is Phase.ROLLING_BACK
-    if before.phase in (Phase.VERIFYING, Phase.PROGRESSING) and any(
+    if before.phase in (Phase.VERIFYING, Phase.SHADOWING, Phase.PROGRESSING) and any(
         proof.verdict is Verdict.FAIL for proof in seen.proofs
     ):
         assert after.phase is Phase.ROLLING_BACK

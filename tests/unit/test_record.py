@@ -130,7 +130,7 @@ def test_an_entry_is_one_line_that_reads_back_as_it_was() -> None:
     text = record.line(told)
     assert "\n" not in text
     assert record.read({"000001": text}) == [told]
-    assert json.loads(text)["weights"] == {"baseline": 90, "canary": 10}
+    assert json.loads(text)["weights"] == {"baseline": 90, "canary": 10, "mirror": 0}
 
 
 def test_the_signals_of_the_analysis_fit_whole() -> None:

@@ -20,24 +20,13 @@ from kvquant.api.v1alpha1 import (
 )
 from kvquant.core.machine import decide
 from kvquant.core.observation import PodView, Problem, Requests, RouterView
-from kvquant.core.quality import JUDGED
-from kvquant.core.shadow_reading import ShadowEvidence, Sums
-from kvquant.core.shadow_settings import CANARY_PAIR, CITATIONS, EXACT, NOISE_PAIR
+from kvquant.core.shadow_settings import CITATIONS
 from kvquant.core.turn import Decision
+from tests.fakes.shadows import pairs
 from tests.unit.test_machine import NOW, PLAN, POD, PROOF, seen, status, turn, why_held
 
 COPYING = Weights(baseline=100, canary=0, mirror=5)
 LONG = PLAN.shadow.soak.total_seconds() + 1
-
-
-def pairs(count: int, **spoilt: float) -> ShadowEvidence:
-    """Return that many pairs, of which the named shares are worse for the canary."""
-    found = ShadowEvidence(received={"0-4KiB": count}, runs=1)
-    for signal in (*JUDGED, EXACT):
-        harm = count * spoilt.get(signal, 0.0)
-        found.sums[CANARY_PAIR, signal, "0-4KiB"] = Sums(count, harm, 0.0, harm)
-        found.sums[NOISE_PAIR, signal, "0-4KiB"] = Sums(count / 2, 0.0, 0.0, 0.0)
-    return found
 
 
 def shadowed(*, age: float = LONG, **fields: Any) -> Decision:

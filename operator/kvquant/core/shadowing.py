@@ -33,28 +33,31 @@ def shadowing(turn: Turn) -> None:
     if report is not None and report.verdict is Verdict.FAIL:
         roll_back(turn, "QualityFailed", f"Before any user met the canary: {report.message}")
         return
+    if (obstacle := _obstacle(turn)) is not None:
+        turn.hold(*obstacle)
+        return
     token = turn.seen.requests.promote
     if is_new(token, turn.status.handled.promote):
-        turn.handle(promote=token)
-        advance(turn, f"On request ({token}), without waiting for more pairs.")
-        return
-    why_not = _why_not(turn, report)
-    if why_not is None:
+        reason = f"On request ({token}), without waiting for more pairs."
+    elif (why_not := _why_not(turn, report)) is None:
         assert report is not None  # noqa: S101 - without one there is a reason not to go on
-        advance(turn, report.message)
-        return
-    unasked = _undecided(turn) if why_not[0] == UNDECIDED else "hold"
-    within = f"Not decided within {turn.plan.shadow.decide_within}, for which onInconclusive"
-    if unasked == "rollback":
-        roll_back(turn, "Inconclusive", f"{within} rolls back. {why_not[1]}")
-    elif unasked == "proceed":
-        advance(turn, f"{within} proceeds. {why_not[1]}")
+        reason = report.message
     else:
-        turn.hold(*why_not)
+        choice = _undecided(turn) if why_not[0] == UNDECIDED else "hold"
+        within = f"Not decided within {turn.plan.shadow.decide_within}, for which onInconclusive"
+        if choice == "rollback":
+            roll_back(turn, "Inconclusive", f"{within} rolls back. {why_not[1]}")
+            return
+        if choice == "hold":
+            turn.hold(*why_not)
+            return
+        reason = f"{within} proceeds. {why_not[1]}"
+    if pods_serve(turn):
+        advance(turn, reason)
 
 
-def _why_not(turn: Turn, report: ShadowReport | None) -> tuple[str, str] | None:
-    """Return why the first step does not begin, as reason and sentence; None when it may."""
+def _obstacle(turn: Turn) -> tuple[str, str] | None:
+    """Return what stands in the way whatever the answers say, as reason and sentence."""
     seen = turn.seen
     if seen.requests.paused:
         return "Paused", f"Paused: {seen.requests.paused}"
@@ -64,6 +67,12 @@ def _why_not(turn: Turn, report: ShadowReport | None) -> tuple[str, str] | None:
         return alert
     if not seen.router.follows:
         return "RouterNotReady", router_trouble(turn)
+    return None
+
+
+def _why_not(turn: Turn, report: ShadowReport | None) -> tuple[str, str] | None:
+    """Return what the answers lack for the first step to begin; None when it may."""
+    seen = turn.seen
     if seen.metrics_problem is not None:
         return "MetricsUnavailable", seen.metrics_problem
     if not seen.shadow_ready:
@@ -77,9 +86,6 @@ def _why_not(turn: Turn, report: ShadowReport | None) -> tuple[str, str] | None:
     if left > timedelta(0):
         turn.requeue_after = min(turn.requeue_after, max(left, timedelta(seconds=1)))
         return "Soaking", f"{report.message} Soak: {int(left.total_seconds())} s left."
-    if not pods_serve(turn):
-        assert turn.held is not None  # noqa: S101 - the gate has said why
-        return turn.held
     return None
 
 

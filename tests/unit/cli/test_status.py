@@ -361,7 +361,7 @@ def test_json_of_many_is_a_list_and_of_one_a_rollout() -> None:
 def test_json_tells_waiting_weights_and_verbs() -> None:
     document = json.loads(shown(made.progressing(), "-o", "json"))
     assert document["waiting"]["soakLeftSeconds"] == 120
-    assert document["weights"] == {"baseline": 75, "canary": 25}
+    assert document["weights"] == {"baseline": 75, "canary": 25, "mirror": 0}
     assert document["verbs"] == ["pause", "promote", "abort", "kill"]
     assert [step["state"] for step in document["steps"]] == ["Done", "Current", "ToDo", "ToDo"]
     assert document["killed"] is None
