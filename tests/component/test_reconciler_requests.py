@@ -39,7 +39,7 @@ def site() -> Site:
 
 
 def brought_to(site: Site, place: str) -> Ref:
-    """Return a rollout that has come to a place of its life; with no clients nothing is shadowed."""
+    """Return a rollout that has come to a place of its life; with no clients, without a shadow."""
     if place == "rolled back":
         site.harm["llama-fp8-pool"] = Harm(slow=0.5)
     ref = site.apply(None if site.rate else rollout(shadow={"percent": 0}))
