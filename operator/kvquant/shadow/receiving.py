@@ -35,7 +35,7 @@ class Receiver:
     ) -> None:
         self._settings, self._queue, self._metrics = settings, queue, metrics
         self._clock = clock
-        self._arriving = 0
+        self.arriving = 0  # bytes of bodies that are under way
 
     def server(self) -> web.Server:
         """Return what answers."""
@@ -108,14 +108,14 @@ class Receiver:
                     return size, None
                 if parts is None:
                     continue
-                if not self._queue.has_room(self._arriving + len(part)):
+                if not self._queue.has_room(self.arriving + len(part)):
                     parts = None
-                    self._arriving -= held
+                    self.arriving -= held
                     held = 0
                     continue
                 parts.append(part)
                 held += len(part)
-                self._arriving += len(part)
+                self.arriving += len(part)
             return size, None if parts is None else b"".join(parts)
         finally:
-            self._arriving -= held
+            self.arriving -= held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -124,7 +125,8 @@ class Replayer:
     async def _post(self, pod: str, path: str, data: bytes) -> Reply:
         async with self._client.post(
             f"{pod}{path}",
-            data=data,
+            # A stream, so that a body of many MiB goes out in pieces and the loop stays free.
+            data=io.BytesIO(data),
             headers=self._headers,
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN),

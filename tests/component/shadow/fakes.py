@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -128,7 +129,7 @@ class Running:
         """Send a copy, as a router does; returns the status."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         url = f"http://127.0.0.1:{self.service.port}{path}"
-        async with self.client.post(url, data=data, headers=headers) as answer:
+        async with self.client.post(url, data=io.BytesIO(data), headers=headers) as answer:
             return answer.status
 
     async def exposition(self) -> str:
