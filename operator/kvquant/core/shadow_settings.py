@@ -78,8 +78,8 @@ DRIFT, ANSWERED, JSON, TOOLS, CITATIONS, REFUSALS, ENDINGS, EXACT = (
 - answered: 1 when only the second arm failed to answer, -1 when only the first did.
 - json: the request asked for JSON; 1 when only the second answer is not valid JSON.
 - toolCalls: tools were offered; 1 when the second answer calls others, or with other arguments.
-- citations: the prompt has citation markers; 1 when the second answer has lost some that the first
-  one kept, -1 the other way round.
+- citations: the prompt has citation markers, and one of the answers has some of them; 1 when the
+  second answer has lost more than it has won against the first, -1 the other way round.
 - refusals: 1 when only the second answer refuses, -1 when only the first does.
 - endings: 1 when only the second answer ran into the cap of tokens, -1 when only the first did.
 - exact: 1 when the texts differ. Told, and no evidence: batching alone changes greedy text.

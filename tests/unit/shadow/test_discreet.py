@@ -16,13 +16,12 @@ def record(name: str, message: str, *, error: BaseException | None = None) -> lo
 
 
 def raised() -> BaseException:
-    try:
+    with pytest.raises(RuntimeError) as caught:
         try:
             int("PLANTED")
         except ValueError as error:
             raise RuntimeError("PLANTED") from error
-    except RuntimeError as error:
-        return error
+    return caught.value
 
 
 def test_our_own_words_are_said() -> None:
