@@ -21,7 +21,8 @@ from kvquant.alerting.board import AlertBoard
 from kvquant.api import names
 from kvquant.api.v1alpha1 import KVQuantRollout, Phase, Status
 from kvquant.config import OperatorConfig
-from kvquant.core.analysis.samples import Arm, Bins, EngineSample, RouterSample, Tick
+from kvquant.core.analysis.samples import Arm, Bins, EngineSample, RouterSample, Share, Tick
+from kvquant.core.custom_signals import ShareQuery
 from kvquant.core.evidence import ArmNeed, CacheConfig
 from kvquant.core.manifests import selects
 from kvquant.core.quality import JUDGED
@@ -101,6 +102,7 @@ class Harm:
     slow: float = 0.0
     errors: float = 0.0
     preemptions: float = 0.0
+    tools: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ class Served:
     slow: float = 0.0
     errors: float = 0.0
     preemptions: float = 0.0
+    tools: float = 0.0
 
     def more(self, requests: float, harm: Harm) -> Served:
         """Return the counts after so many more requests."""
@@ -119,6 +122,7 @@ class Served:
             self.slow + requests * harm.slow,
             self.errors + requests * harm.errors,
             self.preemptions + requests * harm.preemptions,
+            self.tools + requests * harm.tools,
         )
 
 
@@ -416,7 +420,7 @@ class Site:
         ticks = []
         for index in range(first, math.floor(now.timestamp() / step) + 1):
             at = index * step
-            arms = [self._arm(router, arm, at) for arm in (need.baseline, need.canary)]
+            arms = [self._arm(need, router, arm, at) for arm in (need.baseline, need.canary)]
             tick = Tick(at=at, step=0, weight=0.0, baseline=arms[0], canary=arms[1])
             ticks.append(in_effect(tick, need.spans))
         healthy = {
@@ -437,7 +441,7 @@ class Site:
                 found.sums[pair, signal, "0-4KiB"] = Sums(count, harm, 0.0, harm)
         return found
 
-    def _arm(self, router: RouterKey, arm: ArmNeed, at: float) -> Arm:
+    def _arm(self, need: TickNeed, router: RouterKey, arm: ArmNeed, at: float) -> Arm:
         served = self._served(router, arm.slot, at)
         fast = served.requests - served.slow
         counts = [0.3 * fast, 0.8 * fast, *[fast] * 5, *[served.requests] * 3]
@@ -459,6 +463,11 @@ class Site:
                     preemptions=served.preemptions,
                     running=1.0,
                     waiting=0.0,
+                    custom={
+                        signal.name: Share(served.tools, served.requests)
+                        for signal in need.signals
+                        if isinstance(signal, ShareQuery)
+                    },
                 )
             },
             replicas=max(1, len(pods)),

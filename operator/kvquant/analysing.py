@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from kvquant.api.v1alpha1 import Status, TrafficSpan
 from kvquant.core.analysis import Analysis, Report, Settings
 from kvquant.core.analysis.samples import Arm, Tick
+from kvquant.core.custom_signals import queries_of
 from kvquant.core.evidence import ArmNeed, ArmSample, Evidence, worst
 from kvquant.core.judgement import settings_of
 from kvquant.core.plan import Plan
@@ -74,6 +75,7 @@ class Analyses:
             canary=ArmNeed(status.canary.slot, status.canary.deployment),
             since=kept.since,
             spans=spans(status, plan),
+            signals=queries_of(plan.analysis.custom),
         )
         timeline = metrics.ticks([need], now).get(key)
         if timeline is None:

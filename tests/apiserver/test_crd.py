@@ -42,6 +42,12 @@ def test_the_crd_is_taken_under_strict_validation_and_established(
     assert "NonStructuralSchema" not in conditions
 
 
+CUSTOM = {
+    "name": "toolErrors",
+    "tolerancePercent": 2,
+    "ratio": {"events": 'tool_calls_total{outcome="error"}', "total": "tool_calls_total"},
+}
+
 REFUSED = {
     "unknown dtype": (
         {"kvCache": {"dtype": "int7"}},
@@ -89,6 +95,63 @@ REFUSED = {
     "a tolerance above 100": (
         {"analysis": {"pageFaults": {"tolerancePercent": 101}}},
         ["spec.analysis.pageFaults.tolerancePercent: Invalid value: 101"],
+    ),
+    "a custom signal of both kinds": (
+        {"analysis": {"custom": [{**CUSTOM, "latency": {"histogram": "rerank_seconds"}}]}},
+        ["spec.analysis.custom[0]: Invalid value", "exactly one of ratio (two counters) and"],
+    ),
+    "a custom signal of no kind": (
+        {"analysis": {"custom": [{"name": "toolErrors", "tolerancePercent": 2}]}},
+        ["spec.analysis.custom[0]: Invalid value", "exactly one of ratio (two counters) and"],
+    ),
+    "a custom signal without a tolerance": (
+        {"analysis": {"custom": [{"name": "toolErrors", "ratio": CUSTOM["ratio"]}]}},
+        ["spec.analysis.custom[0].tolerancePercent: Required value"],
+    ),
+    "a function for a selector": (
+        {"analysis": {"custom": [{**CUSTOM, "ratio": {"events": "rate(a[5m])", "total": "a"}}]}},
+        ["spec.analysis.custom[0].ratio.events: Invalid value", "no functions, no ranges"],
+    ),
+    "a bucket's bound in a selector": (
+        {
+            "analysis": {
+                "custom": [
+                    {
+                        "name": "rerank",
+                        "tolerancePercent": 20,
+                        "latency": {"histogram": 'rerank_seconds{le="1"}'},
+                    }
+                ]
+            }
+        },
+        ["spec.analysis.custom[0].latency.histogram: Invalid value", "no matchers of `le`"],
+    ),
+    "a direction of a latency": (
+        {
+            "analysis": {
+                "custom": [
+                    {
+                        "name": "rerank",
+                        "tolerancePercent": 20,
+                        "direction": "decrease",
+                        "latency": {"histogram": "rerank_seconds"},
+                    }
+                ]
+            }
+        },
+        ["spec.analysis.custom[0]: Invalid value", "of a latency, longer is always worse"],
+    ),
+    "two custom signals of one name": (
+        {"analysis": {"custom": [CUSTOM, {**CUSTOM, "direction": "decrease"}]}},
+        ["spec.analysis.custom: Invalid value", "rename or remove the repeated one"],
+    ),
+    "a custom signal by a built-in name": (
+        {"analysis": {"custom": [{**CUSTOM, "name": "failures"}]}},
+        ["spec.analysis.custom[0]: Invalid value", "which the operator has itself"],
+    ),
+    "too many custom signals": (
+        {"analysis": {"custom": [{**CUSTOM, "name": f"own{i}"} for i in range(9)]}},
+        ["spec.analysis.custom: Too many: 9: must have at most 8 items"],
     ),
     "an unknown field": ({"shadow": {}}, ['unknown field "spec.shadow"']),
 }
@@ -148,6 +211,7 @@ def test_the_smallest_example_gets_every_default(kubectl: Kubectl, namespace: st
             "pageFaults": {"tolerancePercent": 5},
             "oomRetries": {"tolerancePercent": 1},
             "p99": {"tolerancePercent": 25},
+            "custom": [],
         },
         "promotion": {"rollbackWindow": "1h", "oldPool": "ScaleToZero"},
         "progressDeadline": "30m",

@@ -10,13 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvquant.adapters.metrics import PrometheusMetrics
 from kvquant.adapters.shared_metrics import SharedMetrics
+from kvquant.api.v1alpha1 import AnalysisSettings
 from kvquant.core.analysis.samples import Bins, EngineSample, RouterSample, Share, Tick
-from kvquant.core.custom_signals import LatencyQuery, Selector, ShareQuery
+from kvquant.core.custom_signals import SignalQuery, queries_of
 from kvquant.core.evidence import ArmNeed, EvidenceNeed
 from kvquant.core.scope import Scope
 from kvquant.core.ticking import STALE_STEPS, TickNeed, Timeline
@@ -154,6 +156,12 @@ def need(pods: Pods, since: datetime) -> TickNeed:
         canary=CANARY,
         since=since,
     )
+
+
+def asked(*signals: dict[str, Any]) -> tuple[SignalQuery, ...]:
+    """Return what signals need, as the spec has them."""
+    custom = [{"tolerancePercent": 2, **signal} for signal in signals]
+    return queries_of(AnalysisSettings.model_validate({"custom": custom}).custom)
 
 
 def now() -> datetime:
@@ -368,13 +376,10 @@ def test_a_signal_of_the_users_is_read_from_the_engines_pods(
     page += "".join(f'rerank_seconds_bucket{{{own},le="{le}"}} 4\n' for le in ("1", "+Inf"))
     since = now()
     exporter.show(page + f"rerank_seconds_sum{{{own}}} 2.5\n")
-    signals = (
-        ShareQuery(
-            "tools",
-            Selector.parse('tool_calls_total{outcome="error"}'),
-            Selector.parse("tool_calls_total"),
-        ),
-        LatencyQuery("rerank", Selector.parse("rerank_seconds")),
+    tools = {"events": 'tool_calls_total{outcome="error"}', "total": "tool_calls_total"}
+    signals = asked(
+        {"name": "tools", "ratio": tools},
+        {"name": "rerank", "latency": {"histogram": "rerank_seconds"}},
     )
     until = now() + STEP + DELAY
     wait_until(lambda: now() >= until, 60, "the tick should be there")
@@ -383,6 +388,50 @@ def test_a_signal_of_the_users_is_read_from_the_engines_pods(
         "tools": Share(10, 100),
         "rerank": Bins((1.0, math.inf), (4, 4), 2.5),
     }
+
+
+@pytest.mark.parametrize(
+    "matchers",
+    [
+        "",
+        "{}",
+        "{ }",
+        '{outcome="error"}',
+        '{ outcome = "error" , tool!="none", }',
+        '{outcome=~"err.*|}",l="",_x!~"a{2}"}',
+        r'{outcome!="\"\\\n\t{ü"}',
+    ],
+)
+def test_every_selector_that_the_spec_takes_is_one_to_prometheus(
+    metrics: PrometheusMetrics, pods: Pods, matchers: str
+) -> None:
+    selector = f"tool_calls_total{matchers}"
+    signals = asked(
+        {"name": "tools", "ratio": {"events": selector, "total": selector}},
+        {"name": "rerank", "latency": {"histogram": f"rerank_seconds{matchers}"}},
+    )
+    found = metrics.ticks([replace(need(pods, now()), signals=signals)], now() + STEP + DELAY)
+    assert found["k"].problems == ()
+
+
+def test_a_selector_that_prometheus_refuses_is_the_problem_of_its_signal_alone(
+    exporter: Exporter, metrics: PrometheusMetrics, pods: Pods
+) -> None:
+    exporter.show(pods.page())
+    bad = {"events": 'calls_total{tool=~"("}', "total": "calls_total"}
+    signals = asked({"name": "tools", "ratio": bad})
+    until = now() + STEP + DELAY
+    both = [
+        replace(need(pods, until - 2 * STEP), signals=signals),
+        replace(need(pods, until - 2 * STEP), key="plain"),
+    ]
+    wait_until(lambda: now() >= until, 60, "the tick should be there")
+    found = metrics.ticks(both, until)
+    (problem,) = found["k"].problems
+    assert "signal tools:" in problem
+    assert "missing closing )" in problem
+    assert found["plain"].problems == ()
+    assert found["plain"].ticks[-1].baseline.engines
 
 
 def test_a_past_that_is_long_is_read_in_parts(

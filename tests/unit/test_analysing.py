@@ -14,6 +14,7 @@ from kvquant.analysing import LOOK_BACK, Analyses, spans
 from kvquant.api.v1alpha1 import KVQuantRollout, Phase, Pool, Status, TrafficSpan, Verdict, Weights
 from kvquant.core.analysis import Analysis, Report
 from kvquant.core.analysis.samples import Arm, RouterSample, Tick
+from kvquant.core.custom_signals import LatencyQuery, Selector
 from kvquant.core.evidence import Evidence
 from kvquant.core.judgement import settings_of
 from kvquant.core.plan import Plan
@@ -144,6 +145,17 @@ def test_the_traffic_that_is_analysed_is_that_of_this_rollout() -> None:
     )
     assert (need.baseline.slot, need.baseline.deployment) == ("blue", "llama")
     assert (need.canary.slot, need.canary.deployment) == ("green", "llama-fp8-pool")
+
+
+def test_signals_of_the_users_are_asked_for_with_the_rest() -> None:
+    prometheus = Prometheus()
+    own = {"name": "rerank", "latency": {"histogram": "rerank_seconds"}, "tolerancePercent": 20}
+    _, report = look(Analyses(GRID), prometheus.metrics, 1600, custom=[own])
+
+    (need,) = prometheus.metrics.asked
+    assert need.signals == (LatencyQuery("rerank", Selector.parse("rerank_seconds")),)
+    assert report is not None
+    assert "rerank: not measured yet" in report.message, "no pod of this past exports it"
 
 
 @pytest.mark.parametrize("seconds", [1200, 1600, 2400])

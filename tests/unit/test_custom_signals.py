@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvquant.api.v1alpha1 import AnalysisSettings
 from kvquant.core.analysis.counting import Counting
 from kvquant.core.analysis.samples import Arm, Bins, EngineSample, Share
 from kvquant.core.counters import Series
-from kvquant.core.custom_signals import LatencyQuery, Selector, ShareQuery
+from kvquant.core.custom_signals import LatencyQuery, Selector, ShareQuery, queries_of
 from kvquant.core.evidence import ArmNeed
 from kvquant.core.scope import EVERYWHERE, Scope
 from kvquant.core.tick_queries import TickQueries, keys_of
@@ -53,7 +54,7 @@ NEED = TickNeed(
     ],
 )
 def test_what_is_no_selector_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"selector|matchers as in|cannot be matched"):
+    with pytest.raises(ValueError, match="write a metric's name and, in braces, matchers"):
         Selector.parse(text)
 
 
@@ -68,6 +69,29 @@ def test_what_is_no_selector_is_refused(text: str) -> None:
 )
 def test_selectors_are_taken_as_promql_has_them(text: str, metric: str, matchers: str) -> None:
     assert Selector.parse(text) == Selector(metric, matchers)
+
+
+def test_the_specs_signals_are_asked_for_by_their_names() -> None:
+    asked = AnalysisSettings.model_validate(
+        {
+            "custom": [
+                {
+                    "name": "toolErrors",
+                    "ratio": {
+                        "events": 'tool_calls_total{outcome="error"}',
+                        "total": "tool_calls_total",
+                    },
+                    "tolerancePercent": 1,
+                },
+                {
+                    "name": "rerank",
+                    "latency": {"histogram": "rerank_seconds"},
+                    "tolerancePercent": 20,
+                },
+            ]
+        }
+    )
+    assert queries_of(asked.custom) == (TOOLS, RERANK)
 
 
 @given(st.text(max_size=60))

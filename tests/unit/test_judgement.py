@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from kvquant.api.v1alpha1 import AnalysisSettings, Verdict
-from kvquant.core.analysis import Evidence, Load, Report, Settings
+from kvquant.core.analysis import CustomSignal, Evidence, Load, Report, Settings
 from kvquant.core.judgement import FAMILIES, same_verdict, settings_of, silence, told
 from tests.fakes.reports import AT, report
 
@@ -69,6 +69,48 @@ def test_every_tolerance_of_the_spec_arrives_where_it_belongs() -> None:
     assert found.failures == 0.03
     assert found.most_deaths == 4
     assert found.slowdown == 0.4
+
+
+@pytest.mark.parametrize(
+    ("asked", "first_token", "token"),
+    [(25, 0.5, 0.15), (50, 1.0, 0.3), (10, 0.2, 0.06), (5, 0.1, 0.05), (0, 0.0, 0.05)],
+)
+def test_the_tolerance_of_the_p99_holds_for_tokens_in_proportion(
+    asked: int, first_token: float, token: float
+) -> None:
+    found = settings_of(AnalysisSettings.model_validate({"p99": {"tolerancePercent": asked}}))
+
+    assert found.first_token_slowdown == pytest.approx(first_token)
+    assert found.token_slowdown == pytest.approx(token)
+    assert settings_of(AnalysisSettings()).token_slowdown == Settings().token_slowdown
+
+
+def test_signals_of_the_users_arrive_with_their_tolerance_and_direction() -> None:
+    counters = {"events": "hits_total", "total": "lookups_total"}
+    asked = AnalysisSettings.model_validate(
+        {
+            "custom": [
+                {
+                    "name": "hits",
+                    "ratio": counters,
+                    "direction": "decrease",
+                    "tolerancePercent": 3,
+                },
+                {"name": "errors", "ratio": counters, "tolerancePercent": 1},
+                {
+                    "name": "rerank",
+                    "latency": {"histogram": "rerank_seconds", "percentile": 95},
+                    "tolerancePercent": 20,
+                },
+            ]
+        }
+    )
+
+    assert settings_of(asked).custom == (
+        CustomSignal("hits", 0.03, higher_is_worse=False),
+        CustomSignal("errors", 0.01),
+        CustomSignal("rerank", 0.2, quantile=0.95),
+    )
 
 
 def test_a_shorter_grid_shortens_all_durations_alike() -> None:

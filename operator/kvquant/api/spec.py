@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from kvquant.api import custom_signals
+from kvquant.api.custom_signals import CustomSignal
 from kvquant.api.fields import Duration, Model, Name, Percent, PositiveDuration
 
 
@@ -134,7 +136,9 @@ class P99(Model):
 
     tolerance_percent: Percent = 25
     """By how much the canary's p99 may be slower than the concurrent baseline's, in per cent. p90
-    gets four fifths of it and p50 three fifths."""
+    gets four fifths of it; p50 and the time between tokens, which move less by chance, three
+    fifths (between tokens 5 at least); the time to the first token, which moves more, twice as
+    much."""
 
 
 class AnalysisSettings(Model):
@@ -158,6 +162,20 @@ class AnalysisSettings(Model):
     p99: P99 = P99()
     """Signal p99: the latency, as the clients see it at the router and as the engines measure it
     to the first token and between tokens."""
+    custom: Annotated[
+        tuple[CustomSignal, ...],
+        Field(
+            max_length=custom_signals.MOST,
+            json_schema_extra={
+                "x-kubernetes-list-type": "atomic",
+                "x-kubernetes-validations": [custom_signals.UNIQUE_RULE],
+            },
+        ),
+    ] = ()
+    """Signals of your own that join the tests, at most 8: shares of two counters, or histograms of
+    seconds, which the engines' pods export to the same Prometheus. One that fails rolls back like
+    any other; a step waits until each was measured. Each takes its part of the error budget, so
+    that all of them need a little more evidence."""
 
 
 class ShadowPattern(Model):

@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import AwareDatetime, Field, model_validator
 
 from kvquant.api import names
+from kvquant.api.custom_signals import CustomSignal
 from kvquant.api.fields import DURATION_PATTERN, Model, parse_duration
 from kvquant.api.spec import (
     DEFAULT_STEPS,
@@ -65,6 +66,7 @@ __all__ = [
     "AnalysisReport",
     "AnalysisSettings",
     "Condition",
+    "CustomSignal",
     "DecisionKind",
     "DecisionRecord",
     "Dtype",

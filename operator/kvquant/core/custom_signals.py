@@ -6,14 +6,11 @@ nothing of anybody else's with the operator's credentials, and cannot make Prome
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvquant.core.scope import MATCHERS, Scope
-
-_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
-_SELECTOR = re.compile(rf"\s*({_NAME.pattern})\s*(?:\{{(.*)\}})?\s*", re.DOTALL)
-_RESERVED = re.compile(r"(?:^|[,\s])(?:__name__|le)\s*[=!]")
+from kvquant.api.custom_signals import NO_SELECTOR, SELECTOR, CustomSignal
+from kvquant.core.scope import Scope
 
 # A pod that two jobs scrape has two series that differ in these alone.
 _OF_A_SCRAPE = "job,endpoint,service,prometheus,prometheus_replica"
@@ -38,20 +35,11 @@ class Selector:
         Raises:
             ValueError: It is anything else.
         """
-        found = _SELECTOR.fullmatch(text)
-        if found is None:
-            raise ValueError(
-                f'{text!r} is no selector: write a metric, as in calls_total{{outcome="error"}}'
-            )
-        metric, matchers = found[1], (found[2] or "").strip()
-        if matchers and not MATCHERS.fullmatch(matchers):
-            raise ValueError(
-                f'{text!r}: write the matchers as in {metric}{{outcome="error",tool!="none"}}'
-            )
-        # What stands between quotes may be called as it likes.
-        if _RESERVED.search(re.sub(r'"(?:[^"\\]|\\.)*"', "", matchers)):
-            raise ValueError(f"{text!r}: __name__ and le cannot be matched, the metric is named")
-        return cls(metric, matchers.rstrip(",").rstrip())
+        text = text.strip()
+        if not SELECTOR.fullmatch(text):
+            raise ValueError(f"{text!r}: {NO_SELECTOR}")
+        metric, _, matchers = text.removesuffix("}").partition("{")
+        return cls(metric.strip(), matchers.strip().rstrip(",").rstrip())
 
     def __str__(self) -> str:
         """Return it as PromQL."""
@@ -87,6 +75,23 @@ class LatencyQuery:
 
 
 SignalQuery = ShareQuery | LatencyQuery
+
+
+def queries_of(signals: Sequence[CustomSignal]) -> tuple[SignalQuery, ...]:
+    """Return what the spec's signals need of Prometheus.
+
+    Args:
+        signals: As the spec has them.
+    """
+    found: list[SignalQuery] = []
+    for signal in signals:
+        if signal.latency is not None:
+            histogram = Selector.parse(signal.latency.histogram)
+            found.append(LatencyQuery(signal.name, histogram))
+        elif signal.ratio is not None:
+            events, total = Selector.parse(signal.ratio.events), Selector.parse(signal.ratio.total)
+            found.append(ShareQuery(signal.name, events, total))
+    return tuple(found)
 
 
 def counter_text(selector: Selector, where: list[str], scope: Scope) -> str:

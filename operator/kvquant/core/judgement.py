@@ -5,11 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from kvquant.api.v1alpha1 import AnalysisReport, AnalysisSettings, SignalReport, Verdict
-from kvquant.core.analysis import Evidence, Report, Settings
+from kvquant.core.analysis import CustomSignal, Evidence, Report, Settings
 from kvquant.core.analysis.report import percent, seconds
 from kvquant.core.ticking import GRID
 
 FAMILIES = ("pageFaults", "oomRetries", "p99")
+
+FIRST_TOKEN, TOKEN = 2.0, 0.6
+"""What the time to the first token and the time between tokens may be slower, as a part of what
+the p99 may: a prefill depends on the prompts drawn, and the mean of many tokens on little."""
+
+LEAST_TOKEN = 0.05
+"""Least that the time between tokens may be slower: identical servers were up to 3 % apart."""
 
 NO_FORECAST = 366 * 86_400.0
 """Seconds beyond which nobody waits for evidence, and far beyond which no integer holds them."""
@@ -28,8 +35,11 @@ def settings_of(
         grid: Time between two ticks; a shorter one than usual shortens all durations alike.
         budget: Part of the error budget that is for live traffic; None: all of it.
     """
+    slowdown = asked.p99.tolerance_percent / 100
     return Settings(
-        slowdown=asked.p99.tolerance_percent / 100,
+        slowdown=slowdown,
+        first_token_slowdown=FIRST_TOKEN * slowdown,
+        token_slowdown=max(LEAST_TOKEN, TOKEN * slowdown),
         failures=asked.oom_retries.tolerance_percent / 100,
         page_faults=asked.page_faults.tolerance_percent / 100,
         most_deaths=asked.oom_retries.max_restarts,
@@ -37,6 +47,15 @@ def settings_of(
         min_seconds=240.0,
         budget=asked.error_budget_percent / 100 if budget is None else budget,
         time_scale=GRID / grid,
+        custom=tuple(
+            CustomSignal(
+                signal.name,
+                signal.tolerance_percent / 100,
+                quantile=signal.latency.percentile / 100 if signal.latency else 0.9,
+                higher_is_worse=signal.direction == "increase",
+            )
+            for signal in asked.custom
+        ),
     )
 
 

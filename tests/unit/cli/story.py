@@ -128,6 +128,10 @@ class _Arm:
         return _Arm(self.completed, self.failed, self.preemptions, [*self.buckets])
 
 
+TOOL_CALLS = "tool_calls_total"
+"""A counter of the user's that the engines' pods export."""
+
+
 class StoryHistory:
     """The port `History` over a made-up Prometheus that scrapes every 5 seconds."""
 
@@ -171,6 +175,8 @@ class StoryHistory:
             return self._latencies(window)
         if queries.COMPLETED in query:
             return self._router(window)
+        if TOOL_CALLS in query:
+            return self._tool_calls(window, errors='outcome="error"' in query)
         return self._engines(window)
 
     def _at(self, instant: float, arm: int) -> _Arm | None:
@@ -233,6 +239,20 @@ class StoryHistory:
 
                 found.append(self._line(window, arm, queries.LATENCY, value, **labels))
         return found
+
+    def _tool_calls(self, window: Window, *, errors: bool) -> list[Series]:
+        """One call to each request; of the canary's, a third goes wrong."""
+        share = (0.0, 1 / 3) if errors else (1.0, 1.0)
+        return [
+            self._line(
+                window,
+                arm,
+                "",
+                lambda s, part=share[arm]: s.completed * part,
+                pod=f"{pool}-6d9f7c8b5d-bbbbb",
+            )
+            for arm, pool in enumerate(("llama", self._pool))
+        ]
 
     def _engines(self, window: Window) -> list[Series]:
         found = []

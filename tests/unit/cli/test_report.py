@@ -363,6 +363,26 @@ def test_the_evidence_of_a_good_canary_never_fails(good: story.StoryHistory) -> 
     assert instants == sorted(instants)
 
 
+def test_a_signal_of_the_users_is_asked_for_and_drawn_like_any_other(
+    good: story.StoryHistory,
+) -> None:
+    raw = story.split(story.promoted())
+    errors = {"events": f'{story.TOOL_CALLS}{{outcome="error"}}', "total": story.TOOL_CALLS}
+    raw["spec"]["analysis"] = {
+        "custom": [{"name": "toolErrors", "ratio": errors, "tolerancePercent": 2}]
+    }
+    stage = staged(raw)
+    common = ("report", "llama-fp8", "--tick", "5s")
+    with serve(telling(good)) as url:
+        result = stage.run(*common, "-o", "json", "--prometheus", url)
+        html = page(stage, "llama-fp8", "--tick", "5s", "--prometheus", url)
+    assert result.stderr == ""
+    own = [one for one in json.loads(result.stdout)["evidence"] if one["signal"] == "toolErrors"]
+    assert own[-1]["verdict"] == "Fail"
+    assert own[-1]["lower"] > 0
+    assert "Evidence: toolErrors" in html.words
+
+
 def test_a_status_without_splits_has_no_evidence_over_time(good: story.StoryHistory) -> None:
     with serve(telling(good)) as url:
         result = staged(story.promoted()).run(

@@ -14,6 +14,7 @@ from kvquant.cli.report.history import History
 from kvquant.cli.rollouts import Seen
 from kvquant.core.analysis import Analysis, Report
 from kvquant.core.analysis.samples import Tick
+from kvquant.core.custom_signals import queries_of
 from kvquant.core.evidence import ArmNeed
 from kvquant.core.judgement import settings_of
 from kvquant.core.plan import Plan
@@ -75,6 +76,7 @@ def judge(seen: Seen, history: History, end: datetime, grid: timedelta) -> Judge
         canary=ArmNeed(status.canary.slot, status.canary.deployment),
         since=in_effect[0].since - LOOK_BACK / settings.time_scale,
         spans=in_effect,
+        signals=queries_of(plan.analysis.custom),
     )
     analysis = Analysis(settings)
     looks: list[Report] = []
@@ -113,6 +115,8 @@ def _scrapes(history: History, texts: TickQueries, window: Window) -> Scrapes:
     scrapes.add_engine_scalars(history.series(texts.engine_scalars, window))
     for name, text in texts.engine_histograms.items():
         scrapes.add_engine_histogram(name, history.series(text, window))
+    for key, text in texts.custom.items():
+        scrapes.add_custom(key, history.series(text, window))
     return scrapes
 
 

@@ -190,16 +190,14 @@ class Counting:
         if before is None or len(now) != len(before.counts):
             # Of a signal that was another kind before, nothing can be said yet.
             return
-        restarted = _restarted(before, now, bins, None)
-        if not restarted:
-            parts = zip(("events", "total"), now, before.counts, strict=False)
-            for part, value, earlier in parts:
-                label = f"custom.{name}.{part}"
-                found.counts[label] = found.counts.get(label, 0.0) + (value - earlier)
+        if _restarted(before, now, bins, None):
+            return
+        for part, value, earlier in zip(("events", "total"), now, before.counts, strict=False):
+            label = f"custom.{name}.{part}"
+            found.counts[label] = found.counts.get(label, 0.0) + (value - earlier)
         for label, values in bins.items():
-            known = before.bins.get(label)
-            if known is not None:
-                _add(found.bins, label, np.maximum(_less(values, known), 0.0))
+            if label in before.bins:
+                _add(found.bins, label, np.maximum(_less(values, before.bins[label]), 0.0))
 
     def _read_off(self, name: str, histogram: Bins) -> Array:
         """Return cumulative counts at the kept bounds, then the sum; NaN for no sound histogram."""

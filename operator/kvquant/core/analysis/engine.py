@@ -13,58 +13,26 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import numpy as np
-
 from kvquant.api.v1alpha1 import Verdict
 from kvquant.core.analysis import signals
 from kvquant.core.analysis.batches import QUEUEING, Closed, Ledger
-from kvquant.core.analysis.comparing import RELAXED, Harm
+from kvquant.core.analysis.comparing import Harm
 from kvquant.core.analysis.deaths import SAME_INCIDENT, Deaths, e_value
 from kvquant.core.analysis.load import judge_load
-from kvquant.core.analysis.passing import passes
-from kvquant.core.analysis.report import Evidence, Report, percent, seconds
+from kvquant.core.analysis.measuring import measure
+from kvquant.core.analysis.passing import FEWEST_BATCHES, FEWEST_REQUESTS, passes
+from kvquant.core.analysis.report import Evidence, Report
 from kvquant.core.analysis.samples import Tick
+from kvquant.core.analysis.sentences import UNITS, family_of, sentence, unmeasured
 from kvquant.core.analysis.sequential import student
 from kvquant.core.analysis.settings import Settings
-from kvquant.core.analysis.slowness import Slowness
 from kvquant.core.analysis.table import BASELINE, CANARY, Batches, finite
 
 FOR_DEATHS = 0.25
 """Part of the error budget that is kept for deaths; the rest is split evenly over the tests."""
 
-FEWEST_BATCHES, FEWEST_REQUESTS = 2, 20
-"""Batches and canary requests below which nothing but deaths fails: fewer are an anecdote."""
-
 LIKELY = 2.5
 """Standard errors beyond the tolerance that roll a step back which has waited for long."""
-
-OVERLOADED = 1.25
-"""Load per pod of canary to baseline beyond which only the baseline's past is a fair control."""
-
-OTHER_TIME = 1.5
-"""What a comparison with the baseline's past tolerates, as a multiple: traffic may have changed
-since, so that only gross harm fails. What lies between that and the usual tolerance neither fails
-nor passes."""
-
-PASSES_OTHER_TIME = 1.1
-"""What such a comparison allows a pass, likewise."""
-
-BY_CHANCE = 1.1
-"""Ratio of loads per pod that may be chance among a hundred requests."""
-
-FAMILIES = {
-    "latencyP50": "p99",
-    "latencyP90": "p99",
-    "latencyP99": "p99",
-    "firstTokenP90": "p99",
-    "firstTokenP99": "p99",
-    "tokenTime": "p99",
-    "delivered": "p99",
-    "failures": "oomRetries",
-    "deaths": "oomRetries",
-    "pageFaults": "pageFaults",
-}
-"""Family of each built-in signal."""
 
 
 class Analysis:
@@ -172,95 +140,13 @@ class Analysis:
         return passes(report, self.settings, self._pace(step))
 
     def _measure(
-        self,
-        known: Batches,
-        batches: Batches,
-        scope: str,
-        ratio: float | None,
-        carried: float,
+        self, known: Batches, batches: Batches, scope: str, ratio: float | None, carried: float
     ) -> dict[str, Evidence]:
-        settings, ledger = self.settings, self.ledger
-        clear = below_limit = signals.clear(batches)
-        history: Batches | None = None
-        allowance, other_time = 1.0, 1.0
-        pods = self._pods(batches)
-        if pods is not None:
-            allowance = 1 + signals.POOLING * max(0.0, 1 / pods[CANARY] - 1 / pods[BASELINE])
-        if ratio is not None and ratio > OVERLOADED:
-            history, other_time = self._history(known, batches), OTHER_TIME
-            # A queue may be the hour's doing, so that it fails nobody; it passes nobody either.
-            clear = batches.where(~signals.queues(batches, CANARY, QUEUEING))
-            if not len(history):
-                clear = clear.where(np.zeros(len(clear), dtype=np.bool_))
-        elif ratio is not None:
-            # A ratio that is a tenth off may be chance.
-            allowance *= max(1.0, ratio / BY_CHANCE)
-        found: dict[str, tuple[Harm | None, str]] = {}
-
-        def factors(slowdown: float) -> tuple[float, float]:
-            """Return the slow-down that fails, and the one that passes."""
-            factor = (1 + slowdown) * allowance
-            easy = factor * (PASSES_OTHER_TIME if history is not None else 1.0)
-            return factor * other_time, 1 + RELAXED * (easy - 1)
-
-        slowness = Slowness(ledger, clear, "latency", by_age=True, history=history)
-        whole = slowness
-        if history is not None:
-            whole = Slowness(ledger, below_limit, "latency", by_age=True, history=history)
-        for name, quantile, part in (
-            ("latencyP50", 0.5, 0.6),
-            ("latencyP90", 0.9, 0.8),
-            ("latencyP99", 0.99, 1.0),
-        ):
-            fails, easy = factors(part * settings.slowdown)
-            harm = slowness.beyond_quantile(quantile, fails, easy)
-            if harm is not None and history is not None:
-                wider = whole.beyond_quantile(quantile, fails, easy)
-                harm = harm if wider is None else replace(harm, relax=wider.relax)
-            found[name] = harm, f"{percent(fails - 1)} slower"
-        fails, easy = factors(settings.first_token_slowdown)
-        # The queue is the load's doing, and a prefill is not. Engines that do not tell them apart
-        # are judged by both together.
-        first = "prefill" if "engine.prefill" in ledger.bounds else "ttft"
-        slowness = Slowness(ledger, clear, first, history=history)
-        for name, quantile in (("firstTokenP90", 0.9), ("firstTokenP99", 0.99)):
-            harm = slowness.beyond_quantile(quantile, fails, easy)
-            found[name] = harm, f"{percent(fails - 1)} slower"
-        fails, easy = factors(settings.token_slowdown)
-        found["tokenTime"] = (
-            signals.tokens_slower(clear, fails, easy, history),
-            f"{percent(fails - 1)} slower",
-        )
-        found["delivered"] = (
-            signals.less_delivered(
-                batches,
-                signals.DELIVERED,
-                QUEUEING,
-                carried,
-            ),
-            f"{percent(1 - signals.DELIVERED)} less",
-        )
-        found["failures"] = (
-            signals.failures(batches, settings.failures, QUEUEING),
-            f"{percent(settings.failures)} more",
-        )
-        found["pageFaults"] = (
-            signals.page_faults(batches, settings.page_faults),
-            f"{100 * settings.page_faults:g} per 100 requests beyond twice the baseline's",
-        )
-        for custom in settings.custom:
-            found[custom.name] = (
-                signals.custom_share(
-                    batches,
-                    custom.name,
-                    custom.tolerance,
-                    higher_is_worse=custom.higher_is_worse,
-                ),
-                f"{percent(custom.tolerance)} more",
-            )
+        settings = self.settings
+        found, alone = measure(self.ledger, settings, known, batches, ratio, carried)
         alpha = settings.budget * (1 - FOR_DEATHS) / (2 * len(found))
         # What was compared with another time is never believed for waiting alone.
-        span = 0.0 if history is not None else float(batches.seconds.sum()) * settings.time_scale
+        span = 0.0 if alone else float(batches.seconds.sum()) * settings.time_scale
         length = span / max(1, len(batches))
         told: dict[str, Evidence] = {}
         for name, (harm, tolerance) in found.items():
@@ -268,7 +154,7 @@ class Analysis:
             if harm is not None:
                 evidence = self._evidence(name, harm, tolerance, scope, alpha, length)
             elif scope == "step":
-                evidence = _unmeasured(name, tolerance, scope, alone=history is not None)
+                evidence = unmeasured(name, tolerance, scope, alone=alone)
             if evidence is not None:
                 told[name] = evidence
         return told
@@ -277,7 +163,7 @@ class Analysis:
         self, name: str, harm: Harm, tolerance: str, scope: str, alpha: float, length: float
     ) -> Evidence | None:
         """Return what a signal says; of other steps than this one, only when it is a failure."""
-        family = FAMILIES.get(name, "custom")
+        family = family_of(name)
         it = harm.estimate
         limit = it.limit(alpha)
         lower = it.value - limit * it.error
@@ -289,7 +175,7 @@ class Analysis:
             return None
         relaxed = harm.relax()
         if relaxed is None:
-            return None if scope != "step" else _unmeasured(name, tolerance, scope, alone=False)
+            return None if scope != "step" else unmeasured(name, tolerance, scope, alone=False)
         upper = relaxed.sound_upper()
         verdict = Verdict.INCONCLUSIVE
         if fails:
@@ -302,7 +188,7 @@ class Analysis:
             verdict=verdict,
             baseline=harm.baseline,
             canary=harm.canary,
-            unit=_UNITS.get(name, "share"),
+            unit=UNITS.get(name, "share"),
             effect=it.value,
             error=it.error,
             relaxed=relaxed.value,
@@ -314,7 +200,7 @@ class Analysis:
             scope=scope,
             batches=it.batches,
             requests=harm.requests,
-            message=_sentence(name, harm, tolerance, verdict, certain=lower > 0),
+            message=sentence(name, harm, tolerance, verdict, certain=lower > 0),
         )
 
     def _judge_deaths(self) -> Evidence:
@@ -354,27 +240,6 @@ class Analysis:
         )
 
     @staticmethod
-    def _history(known: Batches, batches: Batches) -> Batches:
-        """Return the baseline's batches at about the load that a canary pod has now."""
-        loads = batches.side("started", CANARY) / batches.pods(CANARY) / batches.seconds
-        now = float(np.median(loads)) if len(loads) else 0.0
-        if not now > 0:
-            return known.where(np.zeros(len(known), dtype=np.bool_))
-        theirs = known.side("started", BASELINE) / known.pods(BASELINE) / known.seconds / now
-        sound = known.fact("whole") * known.fact("calm") * known.fact("warm") > 0
-        sound &= theirs >= 0.7
-        sound &= ~signals.queues(known, BASELINE, QUEUEING)
-        alike = sound & (theirs <= 1.1)
-        # A baseline that was always busier was slower, if anything: better than nothing.
-        return known.where(alike if alike.any() else sound)
-
-    @staticmethod
-    def _pods(batches: Batches) -> tuple[float, float] | None:
-        if not len(batches):
-            return None
-        return float(batches.pods(BASELINE)[-1]), float(batches.pods(CANARY)[-1])
-
-    @staticmethod
     def _pace(step: Batches) -> tuple[float, float] | None:
         """Return the requests per second that either arm ended lately."""
         span = float(step.seconds[-20:].sum())
@@ -385,54 +250,3 @@ class Analysis:
 
     def _quantile(self, batches: Batches, arm: int) -> float | None:
         return signals.latency_quantile(self.ledger, batches, arm, 0.99)
-
-
-def _unmeasured(name: str, tolerance: str, scope: str, *, alone: bool) -> Evidence:
-    why = "not measured yet"
-    if alone and FAMILIES.get(name) == "p99":
-        why = "no baseline pod ever had the load of a canary pod now, so that there is no control"
-    return Evidence(
-        name,
-        FAMILIES.get(name, "custom"),
-        Verdict.INCONCLUSIVE,
-        tolerance=tolerance,
-        scope=scope,
-        message=f"{name}: {why}.",
-    )
-
-
-_UNITS = {"tokenTime": "seconds", "delivered": "ratio", "pageFaults": "perRequest"}
-
-
-def _sentence(name: str, harm: Harm, tolerance: str, verdict: Verdict, *, certain: bool) -> str:
-    if name == "tokenTime":
-        told = (
-            f"{name}: {seconds(harm.canary)} between two tokens, baseline {seconds(harm.baseline)}"
-        )
-    elif name == "delivered":
-        told = (
-            f"{name}: while it queues, the canary delivers {percent(harm.canary)} of what comes to "
-            "it and a baseline pod carries"
-        )
-    elif name == "pageFaults":
-        told = (
-            f"{name}: {100 * harm.canary:.3g} preemptions per 100 requests, baseline "
-            f"{100 * harm.baseline / 2:.3g}"
-        )
-    elif not math.isnan(harm.edge):
-        return (
-            f"{name}: {percent(harm.canary)} of canary requests took longer than "
-            f"{seconds(harm.edge * harm.factor)}, the baseline's {seconds(harm.edge)} and "
-            f"{tolerance.removesuffix(' slower')}; {percent(harm.baseline)} would be equal."
-            f"{_surety(harm, verdict, certain=certain)}"
-        )
-    else:
-        told = f"{name}: {percent(harm.canary)}, baseline {percent(harm.baseline)}"
-    return f"{told}; {tolerance} is tolerated.{_surety(harm, verdict, certain=certain)}"
-
-
-def _surety(harm: Harm, verdict: Verdict, *, certain: bool) -> str:
-    if verdict is not Verdict.FAIL:
-        return ""
-    sure = "clear of noise" if certain else "likely, though not certain, after so long a wait"
-    return f" The excess is {sure} after {int(harm.requests):,} canary requests."

@@ -7,11 +7,15 @@ from dataclasses import replace
 
 from kvquant.api.v1alpha1 import Verdict
 from kvquant.core.analysis.report import Evidence, Report, seconds
+from kvquant.core.analysis.sentences import CUSTOM
 from kvquant.core.analysis.settings import Settings
 
 REQUIRED = frozenset({"latencyP50", "latencyP90", "failures"})
 """Signals that must be shown to be within their tolerance. The rarer ones (p99, deaths) could not
 be in any bearable time, and those of the engine may not exist: they must only not be in doubt."""
+
+FEWEST_BATCHES, FEWEST_REQUESTS = 2, 20
+"""Batches and canary requests below which nothing but deaths fails: fewer are an anecdote."""
 
 IN_DOUBT = 1.0
 """Standard errors beyond its tolerance from which on a signal is in doubt."""
@@ -83,10 +87,16 @@ def _doubt(evidence: Evidence, elapsed: float) -> tuple[str, float | None] | Non
     """Return what keeps a signal from passing, with the seconds that more of the same needs."""
     if evidence.verdict is Verdict.PASS:
         return None
+    custom = evidence.family == CUSTOM
     if evidence.effect is None or evidence.upper is None or evidence.lower is None:
-        if evidence.name in REQUIRED:
+        # What somebody has asked for must be there; what engines may not have need not.
+        if custom or evidence.name in REQUIRED:
             return evidence.message.rstrip("."), None
         return None
+    if custom and (evidence.requests < FEWEST_REQUESTS or evidence.batches < FEWEST_BATCHES):
+        told = f"{evidence.name}: {int(evidence.requests)} of {FEWEST_REQUESTS} canary observations"
+        much = min(evidence.requests / FEWEST_REQUESTS, evidence.batches / FEWEST_BATCHES)
+        return told, elapsed * (1 / much - 1) if much > 0 else None
     error = evidence.error
     if evidence.name not in REQUIRED:
         if evidence.effect <= IN_DOUBT * error:

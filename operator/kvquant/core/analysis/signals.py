@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -225,7 +226,7 @@ def page_faults(batches: Batches, tolerance: float) -> Harm | None:
 def custom_share(
     batches: Batches, name: str, tolerance: float, *, higher_is_worse: bool
 ) -> Harm | None:
-    """Compare a share of the user's."""
+    """Compare a share of the user's: of what is harm, or of what is left of what is good."""
     parts = [f"custom.{name}.events", f"custom.{name}.total"]
     if any(batches.bins(part, CANARY) is None for part in parts):
         return None
@@ -234,4 +235,8 @@ def custom_share(
         events, total = (batches.histogram(part, arm)[:, 0] for part in parts)
         return events if higher_is_worse else total - events, total
 
-    return shares(*read(CANARY), *read(BASELINE), tolerance)
+    harm = shares(*read(CANARY), *read(BASELINE), tolerance)
+    if harm is None or higher_is_worse:
+        return harm
+    # Told as it was asked for.
+    return replace(harm, baseline=1 - harm.baseline, canary=1 - harm.canary)

@@ -76,6 +76,9 @@ class Table:
         for arm, own in enumerate(bins):
             for name, values in own.items():
                 if name not in self._bins:
+                    if not np.isfinite(values[-2]):
+                        # As long as its bounds are not known, there is nothing to keep.
+                        continue
                     self._bins[name] = np.full((len(self._facts), 2, len(values)), np.nan)
                 if self._bins[name].shape[2] == len(values):
                     self._bins[name][row, arm] = values
