@@ -15,12 +15,16 @@ def record(name: str, message: str, *, error: BaseException | None = None) -> lo
     return logging.LogRecord(name, logging.ERROR, "x.py", 1, message, None, raised)
 
 
+def fail() -> None:
+    try:
+        int("PLANTED")
+    except ValueError as error:
+        raise RuntimeError("PLANTED") from error
+
+
 def raised() -> BaseException:
     with pytest.raises(RuntimeError) as caught:
-        try:
-            int("PLANTED")
-        except ValueError as error:
-            raise RuntimeError("PLANTED") from error
+        fail()
     return caught.value
 
 
