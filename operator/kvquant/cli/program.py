@@ -7,6 +7,7 @@ import click
 from kvquant import __version__
 from kvquant.cli import asking_verbs, kill_switch, reading_verbs
 from kvquant.cli.backtest.verb import backtest
+from kvquant.cli.dataset.verb import dataset
 from kvquant.cli.explain import explain
 from kvquant.cli.report.verb import report
 
@@ -46,6 +47,7 @@ for _command in (
     kill_switch.unkill,
     report,
     backtest,
+    dataset,
     reading_verbs.version,
 ):
     kvquant.add_command(_command)

@@ -12,6 +12,8 @@ from enum import StrEnum
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
+import click
+
 from kvquant.api.fields import Model
 from kvquant.cli.backtest.document import BacktestDocument, SplitsDocument
 from kvquant.cli.documents import ListDocument, RolloutDocument
@@ -21,6 +23,7 @@ from kvquant.cli.reading_verbs import VersionDocument
 from kvquant.cli.report.document import ReportDocument
 
 COLUMNS = 100
+_SIZE: dict[str, Any] = {"resilient_parsing": True, "terminal_width": COLUMNS}
 
 PRINTED: tuple[tuple[str, type[Model]], ...] = (
     ("status NAME -o json", RolloutDocument),
@@ -59,6 +62,7 @@ a pipe, `status --watch` prints a line for each change instead of redrawing.
 - **`kill --all`, `unkill --all`**: Role `kvquant-kill-switch` in `kvquant-system`, and
   `kvquant-view` in the whole cluster to see that every rollout has followed.
 - **`backtest`**: nothing in the cluster; it only asks Prometheus.
+- **`dataset`**: nothing in the cluster; `dataset build` reads the folder or bucket of the log.
 - **`version`**: nothing. With the right to get the Deployment `kvquant-operator` it also names the
   operator's image.
 - **`report --prometheus-service`**: optional, the right to get `services/proxy`, such as below.
@@ -93,11 +97,17 @@ def reference() -> str:
 
 def _verbs() -> Iterator[str]:
     yield "## Verbs\n"
-    size: dict[str, Any] = {"resilient_parsing": True, "terminal_width": COLUMNS}
-    parent = kvquant.make_context("kubectl kvquant", [], **size)
+    parent = kvquant.make_context("kubectl kvquant", [], **_SIZE)
     for name, command in kvquant.commands.items():
-        context = command.make_context(name, [], parent, **size)
-        yield f"### {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
+        yield from _verb(name, command, parent)
+
+
+def _verb(name: str, command: click.Command, parent: click.Context) -> Iterator[str]:
+    context = command.make_context(name, [], parent, **_SIZE)
+    title = context.command_path.removeprefix(f"{parent.find_root().info_name} ")
+    yield f"### {title}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
+    for inner, verb in getattr(command, "commands", {}).items():
+        yield from _verb(inner, verb, context)
 
 
 def _documents() -> Iterator[str]:

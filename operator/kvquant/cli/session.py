@@ -151,13 +151,29 @@ class Verb(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples as they stand, line by line."""
-        if not self.epilog:
-            return
-        formatter.write_paragraph()
-        formatter.write("Examples:\n")
-        for line in self.epilog.strip().splitlines():
-            text = line.strip().replace("{program}", ctx.find_root().info_name or "kvquant")
-            formatter.write(f"  {text}\n")
+        _write_examples(self.epilog, ctx, formatter)
+
+
+class VerbGroup(click.Group):
+    """The same for a command that has verbs of its own."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples as they stand, line by line."""
+        _write_examples(self.epilog, ctx, formatter)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the verbs as they were added."""
+        return list(self.commands)
+
+
+def _write_examples(epilog: str | None, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    if not epilog:
+        return
+    formatter.write_paragraph()
+    formatter.write("Examples:\n")
+    for line in epilog.strip().splitlines():
+        text = line.strip().replace("{program}", ctx.find_root().info_name or "kvquant")
+        formatter.write(f"  {text}\n")
 
 
 _OPTIONS = (

@@ -30,7 +30,8 @@ DISK_MARGIN = 4 * MEMORY_BYTES
 LOOK_SECONDS = 1.0
 """Time between two looks at the clock and at the room on disk, when nothing is written."""
 _SPOOLED_SEGMENTS = 4
-_CLOSE_SECONDS = 10.0
+_CLOSE_SECONDS = 5.0
+"""For the disk, and again for the upload: together less than what the service allows for both."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import click
 
 from kvquant.cli import rollouts
-from kvquant.cli.errors import Failure
+from kvquant.cli.files import write_whole
 from kvquant.cli.reading_verbs import dump
 from kvquant.cli.report import document, render
 from kvquant.cli.report.history import History, by_service, by_url
@@ -93,7 +91,7 @@ def report(
         sys.stdout.write(text)
         return
     path = Path(output or f"{name}-report.html")
-    _write(path, text)
+    write_whole(path, text)
     click.echo(f"{document.summary(seen, now)}\nReport: {path.resolve()}")
 
 
@@ -117,25 +115,3 @@ def _history(session: Session, url: str | None, service: str | None) -> History 
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     return None
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file at once or not at all.
-
-    Raises:
-        Failure: It cannot be written there.
-    """
-    written: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=".report-", delete=False
-        ) as file:
-            written = Path(file.name)
-            file.write(text)
-        written.chmod(0o644)
-        written.replace(path)
-    except OSError as error:
-        if written is not None:
-            with suppress(OSError):
-                written.unlink()
-        raise Failure(f"cannot write {path}: {error.strerror or error}") from error
