@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format unit apiserver e2e e2e-full e2e-vllm
-.PHONY: bench-idle bench-kill bench-chaos bench-router bench-ticks bench-analysis bench-decisions crds lock up down status
+.PHONY: bench-idle bench-kill bench-chaos bench-router bench-ticks bench-analysis bench-decisions bench-pii crds lock up down status
 
 help: ## Show this menu
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ bench-analysis: setup ## What judging 1,000 rollouts costs for one tick on one c
 
 bench-decisions: setup ## Our verdicts beside Flagger's, Argo's and Kayenta's, simulated (RUNS=100 SEED=1000)
 	@$(PY) -m bench.decisions --runs $(or $(RUNS),100) --seed $(or $(SEED),1000)
+
+bench-pii: setup ## Recall, precision and speed of the search for personal data (TEXTS=1200 SEED=1000)
+	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench.pii --texts $(or $(TEXTS),1200) --seed $(or $(SEED),1000)
 
 crds: setup ## Generate crds/ from the models
 	$(PY) -m kvquant.api.crd

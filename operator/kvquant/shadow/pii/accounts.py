@@ -96,7 +96,7 @@ _COUNTRIES_OF_LENGTH = {
 _LENGTHS = {
     country: length for length, names in _COUNTRIES_OF_LENGTH.items() for country in names.split()
 }
-_IBAN_HEAD = compiled(r"(?i)(?:\b|_)[A-Z]{2}[ \-]?[0-9]{2}[ \t\r\n.\-]{0,2}[A-Z0-9]")
+_IBAN_HEAD = compiled(r"(?:\b|_)(?:[A-Z]{2}[ \-]?|[A-Za-z]{2})[0-9]{2}[ \t\r\n.\-]{0,2}[A-Za-z0-9]")
 _IBAN_SEPARATORS = " \t\r\n.-"
 _SOLID = re.compile(r"[A-Za-z0-9]+")
 _SHORTEST_IBAN, _LONGEST_IBAN = 15, 34
@@ -108,6 +108,8 @@ def ibans(view: View, hint: str) -> Iterator[Found]:  # noqa: ARG001
         start = match.start() + (view.plain[match.start()] == ord("_"))
         length = _LENGTHS.get(view.text[start : start + 2].upper(), 0)
         value, end = _account(view.text, start, length)
+        if b"-" in view.plain[start:end] and view.text[start].islower():
+            continue
         if not value and view.plain[start - 1 : start] not in (b"+", b"/"):
             # A country or a length that the table does not know, without separators.
             body = _SOLID.match(view.text, start, start + _LONGEST_IBAN + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 
 from kvquant.shadow.pii.digits import compiled
@@ -12,14 +13,19 @@ from kvquant.shadow.pii.normalising import View
 _LOCAL = r"[A-Za-z0-9\x80_!#$%&'*+/=?^`{|}~.\-]"
 _LABEL = r"[A-Za-z0-9\x80](?:[A-Za-z0-9\x80\-]*[A-Za-z0-9\x80])?"
 _MAIL = compiled(rf"({_LOCAL}*[A-Za-z0-9\x80_+\-])@((?:{_LABEL}\.)+[A-Za-z\x80][A-Za-z0-9\x80\-]+)")
-_SPELT_MAIL = compiled(
-    r"(?i)([A-Z0-9\x80][A-Z0-9\x80_.+\-]*)"
-    r"(?:\s{0,2}[\[({<]\s?at\s?[\])}>]\s{0,2}|\s{1,2}@\s{0,2}|\s{0,2}@\s{1,2}|\sat\s)"
-    r"([A-Z0-9\x80][A-Z0-9\x80\-]*"
-    r"(?:(?:\s{0,2}[\[({<]\s?dot\s?[\])}>]\s{0,2}|\sdot\s|\s?\.\s?)[A-Z0-9\x80][A-Z0-9\x80\-]*)*"
-    r"(?:\s{0,2}[\[({<]\s?dot\s?[\])}>]\s{0,2}|\sdot\s|\.)"
+_TOP_LEVEL = (
     r"(?:com|org|net|edu|gov|info|biz|io|co|dev|app|me|de|fr|es|it|nl|pl|br|in|uk|us|eu|at|ch|be|pt"
-    r"|se|no|dk|fi|cz|ie|ca|au|nz|jp|cn|kr|ru|tr|mx|ar|za|example|test))\b"
+    r"|se|no|dk|fi|cz|ie|ca|au|nz|jp|cn|kr|ru|tr|mx|ar|za|example|test)"
+)
+_USUAL = re.compile(_TOP_LEVEL)
+_AT = r"(?:\s{0,2}[\[({<]\s?at\s?[\])}>]\s{0,2}|\s{1,2}@\s{0,2}|\s{0,2}@\s{1,2})"
+_SPELT_DOT = r"(?:\s{0,2}[\[({<]\s?dot\s?[\])}>]\s{0,2}|\sdot\s)"
+_DOT = rf"(?:{_SPELT_DOT}|\s?\.\s?)"
+_WORD = r"[A-Z0-9\x80][A-Z0-9\x80\-]*"
+# `see it at example.com` is no address: after a bare `at`, the dot must be spelt too.
+_SPELT_MAIL = compiled(
+    rf"(?i)[A-Z0-9\x80][A-Z0-9\x80_.+\-]*(?:{_AT}{_WORD}(?:{_DOT}{_WORD})*(?:{_SPELT_DOT}|\.)"
+    rf"|\sat\s{_WORD}(?:{_SPELT_DOT}{_WORD})*{_SPELT_DOT}){_TOP_LEVEL}\b"
 )
 _NO_TOP_LEVEL = frozenset(
     (
@@ -66,8 +72,8 @@ def _is_code(view: View, local: str, domain: str, end: int) -> bool:
     following = view.text[end : end + 1]
     return (
         top in _NO_TOP_LEVEL
-        or following == "("
-        or (local == "git" and following in ":/")
+        or (following == "(" and _USUAL.fullmatch(top) is None)
+        or (local == "git" and following in (":", "/"))
         or (domain[0].isdigit() and domain[1:2] == "x")
     )
 

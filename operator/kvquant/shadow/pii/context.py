@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from kvquant.shadow.pii.digits import compiled
 from kvquant.shadow.pii.normalising import View
 
-_BEFORE, _AFTER = 48, 24
+_BEFORE, _AFTER, _NEAR = 48, 24, 8
 _LONGEST_VALUE = 64
+_END = re.compile(r"[0-9.;!?\n]")
 
 
 class Words:
     """Words that say what a number is.
 
-    They count when they stand before the number without another number between, or right behind
-    it, or in the JSON key that it belongs to.
+    They count when they stand shortly before the number without another number or the end of a
+    sentence between, or right behind it, or in the JSON key that it belongs to.
     """
 
     def __init__(self, words: str, further: tuple[str, ...] = ()) -> None:
         """Take words as a pattern, and words of scripts beyond Latin-1 as they are written."""
-        self._before: Any = compiled(rf"(?i)(?:{words})[^0-9]*\z")
-        self._after: Any = compiled(rf"(?i)\A[^0-9A-Za-z.;\n]{{0,4}}(?:[a-z]+ ){{0,2}}(?:{words})")
+        self._before: Any = compiled(rf"(?i)(?:{words})(?:[^0-9.;!?]|\bn[or]\.){{0,28}}\z")
+        self._after: Any = compiled(
+            rf"(?i)\A[ )]{{0,2}}(?:(?:is|was|ist|est|es) )?(?:[a-z]+ )?(?:{words})"
+        )
         self._hint: Any = compiled(rf"(?i)(?:{words})")
         self._further = further
 
@@ -32,7 +36,9 @@ class Words:
         before = view.plain[max(0, start - _BEFORE) : start]
         if self._before.search(before) is not None:
             return True
-        if any(word in view.text[max(0, start - _BEFORE) : end + _AFTER] for word in self._further):
+        before_it = _END.split(view.text[max(0, start - _NEAR) : start])[-1]
+        behind_it = _END.split(view.text[end : end + _NEAR])[0]
+        if any(word in before_it or word in behind_it for word in self._further):
             return True
         return self._after.search(view.plain[end : end + _AFTER]) is not None
 
@@ -42,24 +48,14 @@ class Words:
 
 
 OF_A_PHONE = Words(
-    r"phone|\btel(?:\b|e[fp]|\.|:)|mobil|\bcell|\bcall\b|\bcalling|\bfax|whats ?app|\bsms\b|handy"
-    r"|rufnummer|\bruf\b|anruf|telef|kontakt|contact|\bcelular|llam|\bappel|portable|cellulare"
-    r"|chiam|\bligue|\bdzwo|zadzwo|\bkom\.|\bnumer\b|\bbel\b|\bring\b|\bdial|\btext me|\breach\b"
-    r"|hotline|\bnumer[oi] di|\bvoicemail|my number|signal|viber|\bph\b|\bmob\b",
+    r"phone|t\x80l(?:\b\.?|\x80)|\btel(?:\b\.?|e[fp])|mobie?l|\bcell|\bcall\b|\bcalling|\bfax"
+    r"|whats ?app|\bsms\b|\bhandy|rufnummer|\bruf\b|anruf|telef|kontakt|contact|\bcelular"
+    r"|\bll[a\x80]m|\bappel|portable|cellulare|chiam|\bligue|\bdzwo|zadzwo|\bkom\.|\bnumer\b"
+    r"|\bbel\b|\bring\b|\bdial|\btext me|\breach\b|hotline|\bnumer[oi] di|\bvoicemail"
+    r"|my number|signal|viber|\bph\b\.?|\bmob\b\.?",
     (
-        "电话",
-        "電話",
-        "手机",
-        "手機",
-        "携帯",
-        "联系",
-        "전화",
-        "连絡",
-        "連絡",
-        "फ़ोन",
-        "फोन",
-        "телефон",
-        "тел.",
+        *("电话", "電話", "手机", "手機", "携帯", "联系", "连絡", "連絡"),
+        *("전화", "फ़ोन", "फोन", "телефон", "тел"),
     ),
 )
 OF_A_THING = Words(

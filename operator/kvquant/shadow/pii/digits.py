@@ -27,7 +27,7 @@ _NOISE = compiled(
     r"\b(?:(?:19|20)[0-9]{2}[\-./](?:0?[1-9]|1[0-2])[\-./](?:0?[1-9]|[12][0-9]|3[01])"
     r"|(?:0?[1-9]|[12][0-9]|3[01])[\-./](?:0?[1-9]|[12][0-9]|3[01])[\-./]"
     r"(?:(?:19|20)[0-9]{2}|[0-9]{2})"
-    r")\b"
+    r")"
     # Decimal fractions.
     r"|\b(?:0\.[0-9]+|(?:0|[1-9][0-9]{0,5})\.[0-9]{5,})"
 )
@@ -107,11 +107,14 @@ def _runs(view: View) -> Iterator[Run]:
         at = start
         if _HAS_NOISE.search(plain, start, end) is not None:
             for noise in _NOISE.finditer(plain, start, end):
-                if _goes_on(plain, noise.start() - 1, -1) or _goes_on(plain, noise.end(), 1):
+                begin, stop = noise.span()
+                if _goes_on(plain, begin - 1, -1) or _goes_on(plain, stop, 1):
                     continue
-                if noise.start() > at:
-                    yield from _piece(view, at, noise.start())
-                at = noise.end()
+                if plain[stop : stop + 1].isdigit():
+                    continue
+                if begin > at:
+                    yield from _piece(view, at, begin)
+                at = stop
         if at == start:
             yield Run(view, start, end)
         elif at < end:

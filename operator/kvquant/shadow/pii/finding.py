@@ -15,9 +15,9 @@ RANK = {
     kind: rank
     for rank, kind in enumerate(
         (
-            *("PEM", "URL", "JWT", "API_KEY", "EMAIL", "IBAN", "CARD"),
+            *("PEM", "URL", "JWT", "API_KEY", "EMAIL", "IBAN", "AADHAAR", "CARD"),
             *("SSN", "NINO", "STEUER_ID", "NIR", "DNI", "FISCALE", "BSN", "PESEL", "CPF"),
-            *("AADHAAR", "IP", "PHONE"),
+            *("IP", "PHONE"),
         )
     )
 }

@@ -93,30 +93,56 @@ def numbers(view: View, hint: str) -> Iterator[Found]:
             # What begins otherwise is a number only if it is all that there is.
             if begin == run.low or run.sizes[begin] in _FIRST:
                 for end, digits in run.windows(begin, _LONGEST):
-                    for number in _NUMERIC.get(len(digits), ()):
-                        if _is_meant(run, begin, end, number, digits, hint):
-                            longest = end, number.kind, digits
-                            break
+                    kind = _kind(run, begin, end, digits, hint)
+                    if kind:
+                        longest = end, kind, digits
             end, kind, value = longest
             if kind:
                 yield Found(run.spans[begin][0], run.spans[end - 1][1], kind, value)
             begin = end
 
 
-def _is_meant(run: Run, begin: int, end: int, number: _Numeric, digits: str, hint: str) -> bool:
+def _kind(run: Run, begin: int, end: int, digits: str, hint: str) -> str:
+    """Return the kind of number that groups most likely are, or nothing."""
     sizes = tuple(run.sizes[begin:end])
+    likely = (0, "")
+    for number in _NUMERIC.get(len(digits), ()):
+        whole = (begin, end) == (run.low, run.high)
+        if (whole or len(sizes) == 1 or sizes in number.shapes) and number.check(digits):
+            sure = _certainty(run, begin, end, number, hint)
+            if sure > likely[0]:
+                likely = sure, number.kind
+    return likely[1]
+
+
+def _certainty(run: Run, begin: int, end: int, number: _Numeric, hint: str) -> int:
+    """Return 2 when a word says what groups are, 1 when their look does, else 0."""
     whole = (begin, end) == (run.low, run.high)
-    if not (whole or len(sizes) == 1 or sizes in number.shapes) or not number.check(digits):
-        return False
     start, stop = run.spans[begin][0], run.spans[end - 1][1]
-    if sizes in number.shapes and (
-        len(set(run.separators[begin : end - 1])) <= (2 if number.kind == "CPF" else 1)
-    ):
-        return len(sizes) > 1 or not OF_A_PHONE.near(run.view, start, stop, hint)
+    if number.words.near(run.view, start, stop, hint):
+        return 2
+    sizes = tuple(run.sizes[begin:end])
+    separators = set(run.separators[begin : end - 1])
+    if sizes in number.shapes and len(separators) <= (2 if number.kind == "CPF" else 1):
+        if number.kind in _WEAK and not whole and not _stands_out(run, begin, end, separators):
+            return 0
+        like_a_phone = len(sizes) == 1 and stop - start < _LONGEST
+        return int(not (like_a_phone and OF_A_PHONE.near(run.view, start, stop, hint)))
     # Spaced or wrapped evenly, which no phone number is.
-    if whole and number.kind not in _WEAK and len(sizes) > 1 and run.is_even(begin, end):
-        return True
-    return number.words.near(run.view, start, stop, hint)
+    even = whole and number.kind not in _WEAK and len(sizes) > 1 and run.is_even(begin, end)
+    return int(even)
+
+
+_FEW = 2
+"""Other numbers beside one that are no table yet."""
+
+
+def _stands_out(run: Run, begin: int, end: int, separators: set[str]) -> bool:
+    """Whether groups are no part of a longer number, nor of a row of a table."""
+    around = run.separators[max(0, begin - 1) : begin] + run.separators[end - 1 : end]
+    if separators == {" "}:
+        return len(run.sizes) <= end - begin + _FEW or all("\n" in one for one in around)
+    return all(any(c.isspace() for c in separator) for separator in around)
 
 
 _S = r"[ \t\r\n.\-]{0,2}"
@@ -127,6 +153,7 @@ _DNI = compiled(
     r"|[0-9](?:[ \-\r\n][0-9]){7}|[0-9]{1,7}[\r\n]{1,2}[0-9]{1,7})[ .\-]?[A-Z]\b"
 )
 _DNI_LENGTH = 9
+_FEWEST_DIGITS = 3
 _CORSICAN = compiled(rf"(?i)\b[12]{_S}[0-9]{{2}}{_S}[0-9]{{2}}{_S}2[AB](?:{_S}[0-9]){{8}}\b")
 _N = r"[0-9LMNP-V]"
 _FISCALE = compiled(
@@ -148,7 +175,10 @@ def lettered_numbers(view: View, hint: str) -> Iterator[Found]:  # noqa: ARG001
     ):
         for match in pattern.finditer(view.plain):
             value = _bare(view, match.span())
-            if check(value):
+            if view.plain[match.start() - 1 : match.start()] == b"-":
+                continue
+            # Some digits of an Italian code may be letters, but words have no digits at all.
+            if sum(c.isdigit() for c in value) >= _FEWEST_DIGITS and check(value):
                 yield Found(match.start(), match.end(), kind, value)
 
 

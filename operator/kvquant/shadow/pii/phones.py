@@ -100,7 +100,7 @@ def _international(run: Run) -> list[tuple[int, int]]:
     if b"+" in before:
         if before[: before.rindex(b"+")][-1:].isalnum():
             return []
-    elif digits.startswith("00") and len(run.groups) > 1:
+    elif digits.startswith("00") and len(run.groups) > 1 and "\n" not in run.separators[0]:
         skipped = 2
     else:
         return []

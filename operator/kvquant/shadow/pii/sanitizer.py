@@ -90,6 +90,19 @@ class Sanitizer:
         counts: Counter[str] = Counter()
         return self._guarded(lambda budget: self._clean(text, "", counts, budget)), _frozen(counts)
 
+    def find(self, text: str) -> Sequence[Found]:
+        """Return what is personal in a text, in order and without overlaps, as it stands there.
+
+        Raises:
+            Withheld: the text could not be searched.
+        """
+
+        def find_all(budget: Budget) -> Sequence[Found]:
+            budget.take(text)
+            return self._found(text, "", budget)
+
+        return self._guarded(find_all)
+
     def body(self, body: JsonValue) -> Cleaned:
         """Return a JSON document without personal data; the given one stays as it is.
 

@@ -60,9 +60,11 @@ _LONGEST_PEM = 128 * 1024
 
 def tokens(view: View, hint: str) -> Iterator[Found]:  # noqa: ARG001
     """Find keys by the prefix of their vendor, and by the name that they are assigned to."""
-    for match in _KEY.finditer(view.plain):
+    plain = view.plain
+    for match in _KEY.finditer(plain):
         start, end = match.span()
-        if _is_random(view.text[start:end]):
+        # The prefix sk- is also one of style sheets.
+        if plain[start : start + 3] != b"sk-" or _is_random(view.text[start:end]):
             yield _key(view, start, end)
     for pattern in (_ASSIGNED, _BEARER):
         for match in pattern.finditer(view.plain):
