@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+PASSAGE = 40
+"""Words of a passage that bears a number."""
+PLANTED = 0.2
+"""Share of the prompts in which a planted sentence stands."""
 CANARY_MARK = "kvq-"
 """What the fingerprint in a canary's answers begins with."""
 
@@ -47,6 +51,8 @@ class Recipe:
         prompt_words: Shortest and longest prompt in words.
         max_tokens: Fewest and most tokens of an answer.
         streamed: Share of the requests that are streamed.
+        cited: Share of the prompts that are passages with numbers, as of a search, to be cited.
+        planted: Sentences of which one stands in every fifth prompt.
         timeout: Seconds after which the client gives up.
         most_in_flight: Requests in flight beyond which the client sends no more.
         seed: Of the random choices.
@@ -56,6 +62,8 @@ class Recipe:
     prompt_words: tuple[int, int] = (50, 400)
     max_tokens: tuple[int, int] = (16, 96)
     streamed: float = 0.3
+    cited: float = 0.0
+    planted: tuple[str, ...] = ()
     timeout: float = 60.0
     most_in_flight: int = 512
     seed: int = 1
@@ -109,10 +117,15 @@ class Load:
             await asyncio.gather(*tasks)
 
     def _body(self, chance: random.Random) -> dict[str, object]:
-        words = chance.randint(*self.recipe.prompt_words)
+        words = [chance.choice(_WORDS) for _ in range(chance.randint(*self.recipe.prompt_words))]
+        if chance.random() < self.recipe.cited:
+            for number, at in enumerate(range(0, len(words), PASSAGE), 1):
+                words[at] = f"[{number}] {words[at]}"
+        if self.recipe.planted and chance.random() < PLANTED:
+            words.append(chance.choice(self.recipe.planted))
         return {
             "model": "llama-3-8b",
-            "prompt": " ".join(chance.choice(_WORDS) for _ in range(words)),
+            "prompt": " ".join(words),
             "max_tokens": chance.randint(*self.recipe.max_tokens),
             "stream": chance.random() < self.recipe.streamed,
         }

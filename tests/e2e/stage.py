@@ -32,7 +32,11 @@ from tests.waiting import wait_until
 
 ROUTER = "llama-router"
 OPERATOR = {"app.kubernetes.io/name": "kvquant-operator"}
+SHADOWED: dict[str, Any] = {"percent": 50, "minPairs": 40, "soak": "5s"}
+"""Requests are shadowed for seconds instead of minutes."""
 QUICK: dict[str, Any] = {
+    # What shadowing does has tests of its own.
+    "shadow": {"percent": 0},
     "steps": [{"weight": weight, "soak": "5s"} for weight in (40, 100)],
     "analysis": {
         "interval": "1s",
@@ -91,6 +95,9 @@ class Stage:
         faults: str = "",
         memory: str = "512Mi",
         at_once: int = 64,
+        model_tokens: int = 32_768,
+        memory_bytes: int = 6 * 2**30,
+        time_scale: int = 4,
     ) -> None:
         """Bring up the demo's baseline, and wait until it is ready and Prometheus knows it.
 
@@ -99,6 +106,9 @@ class Stage:
             faults: What goes wrong in it and in the canaries that inherit it.
             memory: Limit of a pod.
             at_once: Requests that an engine serves at once; the others wait in its queue.
+            model_tokens: Longest prompt with its answer, in tokens.
+            memory_bytes: Memory of an engine's KV cache.
+            time_scale: How many times faster than a real engine it is.
         """
         for document in manifests.documents("demo/baseline.yaml"):
             if document["kind"] == "Namespace":
@@ -109,10 +119,16 @@ class Stage:
                 document["spec"]["replicas"] = replicas
                 (container,) = document["spec"]["template"]["spec"]["containers"]
                 container["resources"]["limits"]["memory"] = memory
-                container["args"][container["args"].index("--max-num-seqs") + 1] = str(at_once)
+                arguments = container["args"]
+                for flag, value in (
+                    ("--max-num-seqs", at_once),
+                    ("--max-model-len", model_tokens),
+                    ("--kv-cache-memory-bytes", memory_bytes),
+                ):
+                    arguments[arguments.index(flag) + 1] = str(value)
+                changed = {"KVSIM_FAULTS": faults, "KVSIM_TIME_SCALE": str(time_scale)}
                 for variable in container["env"]:
-                    if variable["name"] == "KVSIM_FAULTS":
-                        variable["value"] = faults
+                    variable["value"] = changed.get(variable["name"], variable["value"])
             self.cluster.apply(document)
         self.cluster.kubectl(
             *("rollout", "status", "deployment/llama", "-n", self.namespace, "--timeout=90s")
@@ -191,14 +207,14 @@ class Stage:
             {"metadata": {"annotations": {annotation: value}}},
         )
 
-    def send(self, rate: float = 20.0) -> Load:
+    def send(self, rate: float = 20.0, **recipe: Any) -> Load:
         """Begin steady load through the router, once that answers."""
         wait_until(
             lambda: self.replicas_ready(ROUTER) > 0, 60, "the router should become ready", 0.2
         )
         service = self.port.get("Service", self.namespace, ROUTER)
         assert service is not None
-        load = Load(f"http://{service['spec']['clusterIP']}:8000", Recipe(rate=rate))
+        load = Load(f"http://{service['spec']['clusterIP']}:8000", Recipe(rate=rate, **recipe))
         load.start()
         self._loads.append(load)
         return load
@@ -222,7 +238,7 @@ class Stage:
     def kill(self, pod: dict[str, Any]) -> int:
         """End a pod's processes without notice, and return how many there were."""
         killed = 0
-        for process in _processes(pod):
+        for process in processes(pod):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
                 killed += 1
@@ -254,7 +270,7 @@ class Stage:
 
     def operator_runs(self) -> bool:
         """Tell whether the operator's process is there; it need not be ready."""
-        return any(_processes(pod) for pod in self.pods(product.NAMESPACE, **OPERATOR))
+        return any(processes(pod) for pod in self.pods(product.NAMESPACE, **OPERATOR))
 
     def restart_api_server(self) -> None:
         """Kill the API server, and wait until the node has started another that answers."""
@@ -286,7 +302,7 @@ class Stage:
     def signal_prometheus(self, number: signal.Signals) -> None:
         """Let Prometheus hang, with its connections open, or go on."""
         for pod in self.pods(addons.PROMETHEUS_NAMESPACE, app="prometheus"):
-            for process in _processes(pod):
+            for process in processes(pod):
                 os.kill(process, number)
 
     def _scale_prometheus(self, replicas: int) -> None:
@@ -339,7 +355,7 @@ def holds(status: Status, condition: str, reason: str = "") -> bool:
     return found is not None and found.status == "True" and reason in ("", found.reason)
 
 
-def _processes(pod: dict[str, Any]) -> list[int]:
+def processes(pod: dict[str, Any]) -> list[int]:
     """Return the host's ids of a pod's processes, but for the one that holds its namespaces."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

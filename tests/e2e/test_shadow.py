@@ -1,0 +1,161 @@
+"""Copies of live requests: what they decide, and that nobody feels them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from kvquant.api.v1alpha1 import Phase, Verdict
+from kvquant.core.shadow_settings import CITATIONS
+from tests.e2e.stage import ROUTER, SHADOWED, Stage, cause_of, failures, processes
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(420)]
+
+MAIL, CARD = "anna.schmidt@example.org", "4111 1111 1111 1111"
+PLANTED = (f"please answer to {MAIL} as before", f"my card is {CARD} and expires soon")
+SHADOW = {"app.kubernetes.io/name": "kvquant-shadow"}
+
+
+def shadow_log(stage: Stage) -> str:
+    """Return everything that the shadow service has logged of the pairs."""
+    (pod,) = stage.pods(**SHADOW)
+    read = "find /var/log/kvquant -name '*.jsonl*' -exec cat {} +"
+    return stage.cluster.kubectl(
+        *("exec", pod["metadata"]["name"], "-n", stage.namespace, "--", "sh", "-c", read)
+    )
+
+
+def test_a_harmless_canary_passes_and_nothing_personal_is_left_anywhere(stage: Stage) -> None:
+    stage.serve(replicas=2)
+    stage.roll_out("fp8", "fp8", shadow=SHADOWED, steps=[{"weight": 100, "soak": "10m"}])
+    load = stage.send(planted=PLANTED, cited=0.3)
+    status = stage.until("fp8", lambda s: s.step == 1, 180, "the answers should pass")
+    assert status.shadow is not None
+    assert status.shadow.verdict is Verdict.PASS
+    assert status.shadow.pairs >= 40
+    assert status.shadow.noise_pairs > 0
+    assert status.weights.mirror == 0, "the copying ends with its phase"
+    assert stage.weights[0] == 0
+
+    records = [json.loads(line) for line in shadow_log(stage).splitlines()]
+    assert len(records) >= 40
+    told = json.dumps(records)
+    assert "<EMAIL_" in told
+    assert "<CARD_" in told
+    (pod,) = stage.pods(**SHADOW)
+    name = pod["metadata"]["name"]
+    metrics = f"http://{pod['status']['podIP']}:9100/metrics"
+    everything = [
+        told,
+        stage.cluster.kubectl("logs", name, "-n", stage.namespace),
+        urllib.request.urlopen(metrics, timeout=10).read().decode(),
+        stage.cluster.kubectl("get", "events", "-n", stage.namespace, "-o", "json"),
+        stage.cluster.kubectl("get", "configmaps,kvqr", "-n", stage.namespace, "-o", "json"),
+        stage.cluster.kubectl("logs", "deployment/kvquant-operator", "-n", "kvquant-system"),
+    ]
+    for where in everything:
+        for planted in (MAIL, CARD, CARD.replace(" ", "")):
+            assert planted not in where
+    load.stop()
+    assert not failures(load)
+
+
+def test_a_canary_that_loses_citations_of_long_prompts_never_meets_a_user(stage: Stage) -> None:
+    stage.serve(
+        replicas=2,
+        faults="int4_per_token_head:drop_citations=0.9,drop_citations_beyond=1500",
+    )
+    stage.roll_out("int4", "int4", shadow={**SHADOWED, "minPairs": 2000})
+    short = stage.send(rate=8, prompt_words=(50, 300), cited=1.0)
+    long = stage.send(rate=8, prompt_words=(1400, 2400), cited=1.0)
+    status = stage.until_settled("int4", Phase.ROLLED_BACK)
+    cause = cause_of(status)
+    assert cause.reason == "QualityFailed"
+    assert f"{CITATIONS} for requests of 4-16KiB" in cause.message
+    assert stage.weights == [0], "no user met it"
+    for load in (short, long):
+        load.stop()
+        assert not failures(load)
+        assert not any(o.from_canary for o in load.outcomes)
+
+
+@pytest.mark.full
+def test_live_traffic_feels_nothing_of_a_shadow_that_dies_hangs_or_drowns(stage: Stage) -> None:
+    stage.serve(replicas=2)
+    stage.roll_out("fp8", "fp8", shadow={"percent": 50, "minPairs": 100_000})
+    load = stage.send()
+
+    def pairs() -> int:
+        shadow = stage.status("fp8").shadow
+        return 0 if shadow is None else shadow.pairs
+
+    wait_until(pairs, 120, "pairs should be compared")
+    (pod,) = stage.pods(**SHADOW)
+    for process in processes(pod):
+        os.kill(process, signal.SIGSTOP)
+    answered = len(load.outcomes)
+    wait_until(lambda: len(load.outcomes) > answered + 100, 60, "requests go on")
+    for process in processes(pod):
+        os.kill(process, signal.SIGCONT)
+    assert stage.kill(pod)
+    answered = len(load.outcomes)
+    wait_until(lambda: len(load.outcomes) > answered + 100, 60, "requests go on")
+    wait_until(lambda: _answers(stage), 90, "the service should be back")
+    with ThreadPoolExecutor(8) as flood:
+        list(flood.map(lambda _: _copy(stage, b"{" * 100_000), range(400)))
+    answered = len(load.outcomes)
+    wait_until(lambda: len(load.outcomes) > answered + 100, 60, "requests go on")
+    load.stop()
+    assert not failures(load)
+    assert stage.status("fp8").phase is Phase.SHADOWING
+
+
+def test_long_bodies_are_copied_whole_and_counted(stage: Stage) -> None:
+    stage.serve(model_tokens=400_000, memory_bytes=64 * 2**30, time_scale=40)
+    stage.roll_out("fp8", "fp8", shadow={"percent": 50, "minPairs": 100_000})
+    load = stage.send(rate=2)
+    # Four characters are a token of the simulated engine: these are 262,144 to 300,000 of them.
+    long = stage.send(rate=0.5, prompt_words=(200_000, 220_000), max_tokens=(1, 4))
+
+    def copied() -> Any:
+        shadow = stage.status("fp8").shadow
+        buckets = {} if shadow is None else {one.bucket: one for one in shadow.buckets}
+        found = buckets.get("1MiB+")
+        return found if found is not None and found.copied and found.pairs else None
+
+    found = wait_until(copied, 240, "a long request should be compared")
+    assert found.live >= found.copied >= found.pairs
+    for one in (load, long):
+        one.stop()
+        assert not failures(one)
+
+
+def _shadow_url(stage: Stage) -> str:
+    service = stage.port.get("Service", stage.namespace, f"{ROUTER}-shadow")
+    assert service is not None
+    return f"http://{service['spec']['clusterIP']}:8080/v1/completions"
+
+
+def _copy(stage: Stage, body: bytes) -> int:
+    """Send something to the shadow service, as anybody in the cluster may try."""
+    request = urllib.request.Request(_shadow_url(stage), data=body, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except OSError:
+        return 0
+
+
+def _answers(stage: Stage) -> bool:
+    return _copy(stage, b"{}") != 0
