@@ -122,8 +122,8 @@ def test_long_bodies_are_copied_whole_and_counted(stage: Stage) -> None:
     stage.serve(model_tokens=400_000, memory_bytes=64 * 2**30, time_scale=40)
     stage.roll_out("fp8", "fp8", shadow={"percent": 50, "minPairs": 100_000})
     load = stage.send(rate=2)
-    # Four characters are a token of the simulated engine: these are 262,144 to 300,000 of them.
-    long = stage.send(rate=0.5, prompt_words=(200_000, 220_000), max_tokens=(1, 4))
+    # About five bytes a word, and four to a token of the simulated engine: 1.1 MiB and more.
+    long = stage.send(rate=0.5, prompt_words=(240_000, 260_000), max_tokens=(1, 4))
 
     def copied() -> Any:
         shadow = stage.status("fp8").shadow
