@@ -153,7 +153,7 @@ REFUSED = {
         {"analysis": {"custom": [{**CUSTOM, "name": f"own{i}"} for i in range(9)]}},
         ["spec.analysis.custom: Too many: 9: must have at most 8 items"],
     ),
-    "an unknown field": ({"shadow": {}}, ['unknown field "spec.shadow"']),
+    "an unknown field": ({"ladder": {}}, ['unknown field "spec.ladder"']),
 }
 
 
@@ -197,6 +197,19 @@ def test_the_smallest_example_gets_every_default(kubectl: Kubectl, namespace: st
                 "requestTimeout": "15m",
                 "drainTimeout": "5m",
             }
+        },
+        "shadow": {
+            "percent": 5,
+            "minPairs": 200,
+            "soak": "10m",
+            "onInconclusive": "hold",
+            "decideWithin": "2h",
+            "noisePercent": 20,
+            "maxAnswerTokens": 256,
+            "driftPercent": 5,
+            "answersPercent": 2,
+            "patterns": [],
+            "log": {"maxSizeMi": 4096, "retention": "720h"},
         },
         "steps": [
             {"weight": w, "soak": soak, "onInconclusive": "hold", "decideWithin": "2h"}

@@ -14,7 +14,7 @@ from kvquant.api import names
 from kvquant.api.v1alpha1 import DecisionKind, Phase
 from kvquant.cli.rollouts import Seen
 
-RUNNING = frozenset({Phase.PROVISIONING, Phase.VERIFYING, Phase.PROGRESSING})
+RUNNING = frozenset({Phase.PROVISIONING, Phase.VERIFYING, Phase.SHADOWING, Phase.PROGRESSING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def _cannot_promote(seen: Seen) -> Refusal | None:
         return Refusal("the kill switch holds: every request goes to the baseline", "unkill")
     if seen.asked(names.ANNOTATION_PAUSED):
         return Refusal("it is paused", "resume")
-    if status.phase is not Phase.PROGRESSING:
+    if status.phase not in (Phase.SHADOWING, Phase.PROGRESSING):
         return Refusal(
             f"it is {status.phase}: no canary serves yet, and the regime proof cannot be skipped. "
             "See what it waits for",
