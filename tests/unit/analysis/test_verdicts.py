@@ -127,6 +127,29 @@ def test_each_kind_of_harm_is_found_by_its_own_signals(
     assert any(name in first.message for name in signals)
 
 
+@SEEDS
+@pytest.mark.parametrize(("theirs", "passes"), [(0.0, False), (0.012, True)])
+def test_a_cache_that_overflows_where_the_baselines_does_not_is_not_promoted_for_being_within(
+    theirs: float, passes: bool, seed: int
+) -> None:
+    traffic, rng = pair(seed, end=7200), default_rng(seed)
+
+    def preempted(work: Work, share: float) -> Work:
+        return replace(work, preempted=rng.poisson(share, len(work.at)).astype(float))
+
+    traffic.canary = preempted(traffic.canary, 0.015)
+    traffic.baseline = preempted(traffic.baseline, theirs)
+
+    climbing = replace(HALF[1], next_weight=100, next_replicas=1)
+    reports = watch(replace(traffic, stages=(HALF[0], climbing)).ticks())
+    assert never_fails(reports)
+    assert (reports[-1].verdict is Verdict.PASS) is passes
+    if not passes:
+        assert "its KV cache is the fuller one" in reports[-1].message
+    # In the last step there is no baseline of like load that could have overflowed.
+    assert watch(traffic.ticks())[-1].verdict is Verdict.PASS
+
+
 @pytest.mark.parametrize("harm", [0.8, 0.5])
 def test_a_canary_that_is_faster_passes(harm: float) -> None:
     traffic = pair(1)

@@ -137,7 +137,8 @@ class Analysis:
             return replace(
                 report, verdict=Verdict.FAIL, message=" ".join(e.message for e in failed)
             )
-        return passes(report, self.settings, self._pace(step))
+        last = tick.next_weight is None
+        return passes(report, self.settings, self._pace(step), last=last)
 
     def _measure(
         self, known: Batches, batches: Batches, scope: str, ratio: float | None, carried: float

@@ -20,14 +20,23 @@ FEWEST_BATCHES, FEWEST_REQUESTS = 2, 20
 IN_DOUBT = 1.0
 """Standard errors beyond its tolerance from which on a signal is in doubt."""
 
+FULLER = 1.0
+"""Standard errors beyond twice the baseline's share of preempted requests from which on the
+canary's cache is taken for the fuller one, however far within the tolerance. A quantized cache
+holds more in the same memory: when it overflows where the baseline's does not, its limit is near,
+and the load that shows it may come after the promotion only."""
 
-def passes(report: Report, settings: Settings, pace: tuple[float, float] | None) -> Report:
+
+def passes(
+    report: Report, settings: Settings, pace: tuple[float, float] | None, *, last: bool = False
+) -> Report:
     """Return the report with its verdict, PASS or INCONCLUSIVE, a sentence and the time to go.
 
     Args:
         report: Evidence without any failure.
         settings: Minimum requests and time.
         pace: Requests per second that baseline and canary ended lately.
+        last: Whether no baseline of like load is left to compare with.
     """
     missing: list[str] = []
     waits: list[float | None] = []
@@ -41,7 +50,7 @@ def passes(report: Report, settings: Settings, pace: tuple[float, float] | None)
         missing.append(f"{seconds(report.seconds)} of {seconds(least)} of evidence")
         waits.append(left)
     for evidence in report.signals:
-        doubt = _doubt(evidence, report.seconds)
+        doubt = _doubt(evidence, report.seconds) or (None if last else _fuller(evidence, settings))
         if doubt is not None:
             missing.append(doubt[0])
             waits.append(doubt[1])
@@ -81,6 +90,21 @@ def _requests_missing(
     if pace is None or any(pace[i] <= 0 for _, i, _ in short):
         return told, None
     return told, max((settings.min_requests - n) / pace[i] for _, i, n in short)
+
+
+def _fuller(evidence: Evidence, settings: Settings) -> tuple[str, float | None] | None:
+    """Return what keeps a canary from passing whose cache overflows more than the baseline's."""
+    if evidence.name != "pageFaults" or evidence.effect is None:
+        return None
+    if evidence.effect + settings.page_faults <= FULLER * evidence.error:
+        return None
+    assert evidence.canary is not None  # noqa: S101 - there is no effect without
+    assert evidence.baseline is not None  # noqa: S101 - likewise
+    told = (
+        f"the canary preempts {100 * evidence.canary:.2g} in 100 requests and the baseline "
+        f"{100 * evidence.baseline:.2g}: its KV cache is the fuller one at this load"
+    )
+    return told, None
 
 
 def _doubt(evidence: Evidence, elapsed: float) -> tuple[str, float | None] | None:
