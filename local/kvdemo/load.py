@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import random
 import threading
 import time
@@ -133,8 +135,12 @@ class Load:
     async def _send(self, session: aiohttp.ClientSession, body: dict[str, object]) -> None:
         began, clock = time.time(), time.monotonic()
         problem = text = ""
+        # As a file, since a body of megabytes would be sent in one go otherwise.
+        data, headers = io.BytesIO(json.dumps(body).encode()), {"Content-Type": "application/json"}
         try:
-            async with session.post(f"{self.url}/v1/completions", json=body) as response:
+            async with session.post(
+                f"{self.url}/v1/completions", data=data, headers=headers
+            ) as response:
                 text = await response.text()
                 if response.status != 200:
                     problem = f"HTTP {response.status}: {text[:120]}"
@@ -142,7 +148,7 @@ class Load:
                     problem = "the stream ended without [DONE]"
                 elif body["stream"] and '"error"' in text:
                     problem = "the stream ended with an error"
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except Exception as error:  # whatever it is, this request was not answered
             problem = f"{type(error).__name__}: {error}"
         self.outcomes.append(Outcome(began, time.monotonic() - clock, problem, _fingerprint(text)))
 
