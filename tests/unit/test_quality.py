@@ -92,6 +92,26 @@ def test_spoilt_answers_fail(name: str) -> None:
     assert name in report.message
 
 
+def test_harm_over_all_requests_is_told_with_the_length_that_has_most_of_it() -> None:
+    pairs = Pairs().good(60).good(60, "4-16KiB")
+    for _ in range(60):
+        pairs.add(told.CITATIONS, 0.0)
+        pairs.add(told.CITATIONS, 1.0, "4-16KiB")
+    # Over all it is certain first, as it gets more of the budget.
+    report = pairs.judged()
+    message = signal(report, told.CITATIONS).message
+    assert message.startswith("citations: +25.0 per 100 more")
+    assert "Most of it in requests of 4-16KiB: +50.0 per 100." in message
+
+
+def test_harm_that_is_alike_everywhere_names_no_length() -> None:
+    pairs = Pairs().good(60).good(60, "4-16KiB")
+    for bucket in ("0-4KiB", "4-16KiB"):
+        for _ in range(60):
+            pairs.add(told.CITATIONS, 1.0, bucket)
+    assert "Most of it" not in signal(pairs.judged(), told.CITATIONS).message
+
+
 def test_drift_beyond_the_tolerance_fails_and_within_it_passes() -> None:
     random_ = random.Random(5)
     for drift, verdict in ((0.15, Verdict.FAIL), (0.01, Verdict.PASS)):

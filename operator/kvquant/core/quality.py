@@ -186,10 +186,11 @@ def _signal(name: str, evidence: ShadowEvidence, shadow: PlannedShadow, alpha: f
             "upper": _told(name, excess.sound(1) - tolerance),
         }
     )
+    lengths = _excesses(name, evidence, noise)
     if excess.count >= FEWEST_TO_FAIL and excess.lower(alpha / 2) > tolerance:
-        return _Judged(_failed(report, excess, tolerance))
+        return _Judged(_failed(report, excess, tolerance, most=_most(name, excess, lengths)))
     suspect = None
-    for bucket, there in _excesses(name, evidence, noise):
+    for bucket, there in lengths:
         if there.lower(alpha / 2 / len(BUCKETS)) > tolerance:
             return _Judged(_failed(report, there, tolerance, f" for requests of {bucket}"))
         if there.sound(-1) > tolerance and suspect is None:
@@ -220,13 +221,23 @@ def _excesses(name: str, evidence: ShadowEvidence, noise: Sums) -> list[tuple[st
     return found
 
 
+def _most(name: str, overall: _Excess, lengths: list[tuple[str, _Excess]]) -> str:
+    """Tell which length has most of the harm; nothing where no length stands out."""
+    if not lengths:
+        return ""
+    bucket, worst = max(lengths, key=lambda one: one[1].value)
+    if worst.sound(-1) <= overall.value:
+        return ""
+    return f" Most of it in requests of {bucket}: {_told(name, worst.value)}."
+
+
 def _failed(
-    report: SignalReport, excess: _Excess, tolerance: float, where: str = ""
+    report: SignalReport, excess: _Excess, tolerance: float, where: str = "", most: str = ""
 ) -> SignalReport:
     name = report.name
     message = (
         f"{name}{where}: {_told(name, excess.value)} {MEANING[name]} over {excess.count:.0f} "
-        f"pairs, {_told(name, tolerance)} allowed."
+        f"pairs, {_told(name, tolerance)} allowed.{most}"
     )
     return report.model_copy(update={"verdict": Verdict.FAIL, "message": message})
 
