@@ -346,7 +346,8 @@ class Site:
     def _start_pod(self, deployment: Object) -> None:
         number = next(self._numbers)
         name = deployment["metadata"]["name"]
-        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        spec = deployment["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
         template = deployment["spec"]["template"]["metadata"]
         self.cluster.put(
             {
@@ -362,7 +363,7 @@ class Site:
                         "test/dtype": vllm.dtype_of(container),
                     },
                 },
-                "spec": {"containers": [container]},
+                "spec": {"containers": [container], "volumes": spec.get("volumes", [])},
                 "status": {
                     "conditions": [{"type": "Ready", "status": "False"}],
                     "containerStatuses": [

@@ -44,8 +44,8 @@ def rolled_back(interval: str = "10s") -> Site:
 def holding(interval: str = "10s") -> Site:
     """Return a world with a rollout that waits at its first step for evidence."""
     site = _begun(interval)
-    site.rate = 0
     site.until(REF, lambda status: status.step == 1)
+    site.rate = 0
     for _ in range(20):
         site.turn(REF)
     assert site.status(REF).phase is Phase.PROGRESSING
