@@ -74,7 +74,7 @@ def test_a_step_that_never_passed_holds_the_rollout_there() -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every step pass that has ended two requests, whatever they were like."""
 
-    def passes(report: object, *_: object) -> object:
+    def passes(report: object, *_: object, **__: object) -> object:
         enough = (report.canary_requests or 0) >= 2  # type: ignore[attr-defined]
         verdict = Verdict.PASS if enough else Verdict.INCONCLUSIVE
         return replace(report, verdict=verdict, message="so")  # type: ignore[type-var]
