@@ -46,6 +46,9 @@ ENVIRONMENT = {
     # PyTorch asks for the user's name, which a pod's number does not have.
     "USER": "vllm",
     "PYTHONDONTWRITEBYTECODE": "1",
+    # The likelihood of a prompt's tokens is compiled when it is first asked for, and the pods have
+    # no compiler: the engine would end.
+    "TORCHDYNAMO_DISABLE": "1",
 }
 """What vLLM needs besides PYTHONPATH. VLLM_CPU_KVCACHE_SPACE must stay unset: it counts whole
 gigabytes and overrules --kv-cache-memory-bytes."""

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from kvquant.core.shadow_settings import CANARY_PAIR, DRIFT, NOISE_PAIR, ShadowSettings
+from kvquant.core.shadow_settings import CANARY_PAIR, NOISE_PAIR, ShadowSettings
 from kvquant.shadow import record, scoring
 from kvquant.shadow.allowance import BYTES_PER_TOKEN, Allowance
+from kvquant.shadow.drifting import Ask, Drift, Question
 from kvquant.shadow.judging import Judged, judge, merged, told
 from kvquant.shadow.metrics import BASELINE_ARM, CANARY_ARM, Metrics
 from kvquant.shadow.pods import Pods
@@ -21,7 +22,6 @@ from kvquant.shadow.prepared import Prepared, prepare, sanitized
 from kvquant.shadow.queue import Job
 from kvquant.shadow.record import Told
 from kvquant.shadow.replaying import Replayer, Reply
-from kvquant.shadow.scoring import UnscoredError
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Comparer:
         self._replayer, self._sanitizer, self._log = replayer, sanitizer, log
         self._metrics, self._threads = metrics, threads
         self._clock, self._now = clock, now
+        self._drift = Drift(metrics.unscored)
 
     async def compare(self, job: Job) -> None:
         """Do everything with a job; never raises for what is in it."""
@@ -137,52 +138,35 @@ class Comparer:
         if baseline.answer is None or not wanted:
             return
         answer = baseline.answer
-        try:
-            question = scoring.question(
+
+        def asking(arm: Arm, pod: str) -> Ask:
+            return lambda question, tokens: self._question(arm, job, question, tokens, pod=pod)
+
+        await self._drift.add(
+            lambda: scoring.question(
                 prepared.body.get("model"), answer, self._settings.score_prompt_tokens
-            )
-        except UnscoredError as error:
-            for pair in wanted:
-                self._metrics.unscored(pair, error.reason)
-            return
-        tokens = len(question["prompt"]) + 1
-        pod = baseline.reply.pod
-        questions = {BASELINE_ARM: self._question(self._baseline, job, question, tokens, pod=pod)}
-        if CANARY_PAIR in wanted:
-            canary_pod = arms[CANARY_ARM].reply.pod
-            questions[CANARY_PAIR] = self._question(
-                self._canary, job, question, tokens, pod=canary_pod
-            )
-        if NOISE_PAIR in wanted:
-            questions[NOISE_PAIR] = self._question(
-                self._baseline, job, question, tokens, pod=arms[AGAIN].reply.pod
-            )
-        replies = dict(zip(questions, await asyncio.gather(*questions.values()), strict=True))
-        for pair, judged in wanted.items():
-            try:
-                first, second = (
-                    self._likelihood(replies[name], answer.answer_ids)
-                    for name in (BASELINE_ARM, pair)
-                )
-            except UnscoredError as error:
-                self._metrics.unscored(pair, error.reason)
-            else:
-                judged.signals[DRIFT] = scoring.drift(first, second)
+            ),
+            answer,
+            wanted,
+            {
+                CANARY_PAIR: asking(self._canary, arms[CANARY_ARM].reply.pod),
+                **(
+                    {NOISE_PAIR: asking(self._baseline, arms[AGAIN].reply.pod)}
+                    if AGAIN in arms
+                    else {}
+                ),
+            },
+            asking(self._baseline, baseline.reply.pod),
+        )
 
     async def _question(
-        self, arm: Arm, job: Job, question: Mapping[str, Any], tokens: int, pod: str
+        self, arm: Arm, job: Job, question: Question, tokens: int, pod: str
     ) -> Reply:
         arm.allowance.spend(tokens)
         reply = await self._replayer.ask(arm.pods, scoring.PATH, question, job.deadline, pod=pod)
         if not reply.failure:
             self._metrics.spent(arm.name, tokens)
         return reply
-
-    @staticmethod
-    def _likelihood(reply: Reply, ids: tuple[int, ...]) -> float:
-        if reply.failure:
-            raise UnscoredError("refused" if reply.refused else "unanswered")
-        return scoring.negative_log_likelihood(reply.document, ids)
 
     async def _kept(
         self,

@@ -10,6 +10,7 @@ import pytest
 from kvdemo.load import Load, Recipe
 from kvlocal.vllm_cpu import HEAD_SIZE, VllmCpu
 from kvquant.api.v1alpha1 import Phase, Verdict
+from kvquant.core.shadow_settings import DRIFT
 from tests.e2e.stage import LADDER, ROUTER, Stage, cause_of, failures
 from tests.e2e.vllm import pool
 from tests.waiting import wait_until
@@ -32,8 +33,13 @@ def serving(stage: Stage, vllm: VllmCpu) -> Stage:
     return stage
 
 
-def test_fp8_is_proved_by_the_engines_own_capacity_and_promoted(serving: Stage) -> None:
-    _roll_out(serving, "fp8")
+SHADOWED = {"percent": 50, "minPairs": 30, "soak": "5s", "noisePercent": 50, "driftPercent": 50}
+"""Weights that nobody trained answer nothing sensible. The question is whether vLLM can be compared
+at all, so that much more is allowed than of a model that somebody uses."""
+
+
+def test_fp8_is_proved_compared_and_promoted(serving: Stage) -> None:
+    _roll_out(serving, "fp8", shadow=SHADOWED)
     with _load(serving) as load:
         status = serving.until_settled("fp8", Phase.PROMOTED, timeout=START + 400)
         wait_until(
@@ -42,6 +48,13 @@ def test_fp8_is_proved_by_the_engines_own_capacity_and_promoted(serving: Stage) 
     (proof,) = status.regime_proof
     assert (proof.verdict, proof.dtype) == (Verdict.PASS, "fp8")
     assert (proof.factor, proof.expected_factor) == ("2.00", "2.00")
+    assert status.shadow is not None
+    assert status.shadow.verdict is Verdict.PASS
+    assert status.shadow.pairs >= 30
+    assert status.shadow.noise_pairs > 0, "the baseline is asked twice, too"
+    (drift,) = (one for one in status.shadow.signals if one.name == DRIFT)
+    assert (drift.requests or 0) >= 30, "vLLM tells how likely an answer is"
+    assert drift.verdict is Verdict.PASS
     assert serving.weights == LADDER, "no step is skipped, and none is taken back"
     assert not failures(load), "the client notices nothing"
     assert {o.from_canary for o in load.outcomes} == {True, False}
@@ -61,13 +74,14 @@ def test_int8_is_stopped_before_its_first_request(serving: Stage) -> None:
     assert not failures(load)
 
 
-def _roll_out(stage: Stage, dtype: str) -> None:
+def _roll_out(stage: Stage, dtype: str, **spec: object) -> None:
     stage.roll_out(
         dtype,
         dtype,
         target=pool.NAME,
         kvCache={"dtype": dtype, "headDim": HEAD_SIZE},
         progressDeadline="5m",
+        **spec,
     )
 
 
