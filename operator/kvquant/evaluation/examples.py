@@ -79,16 +79,21 @@ class Example(_Strict):
         return str(value) if isinstance(value, int) else value
 
 
-def read(path: Path) -> list[Example]:
+def read(path: Path, called: str = "") -> list[Example]:
     """Return the examples of a file.
+
+    Args:
+        path: The file.
+        called: What the user calls it, where that is another name.
 
     Raises:
         DatasetError: It is no such file.
     """
+    name = called or str(path)
     examples: list[Example] = []
     seen: dict[str, int] = {}
-    for number, value in json_lines(path):
-        where = f"{path}, line {number}"
+    for number, value in json_lines(path, name):
+        where = f"{name}, line {number}"
         try:
             example = Example.model_validate(value)
         except ValidationError as error:
@@ -106,7 +111,7 @@ def read(path: Path) -> list[Example]:
         seen[example.id] = number
         examples.append(example)
     if not examples:
-        raise DatasetError(f"{path}: there is no example in it")
+        raise DatasetError(f"{name}: there is no example in it")
     return examples
 
 
@@ -116,21 +121,26 @@ def line(example: Example) -> str:
     return json.dumps(fields, ensure_ascii=True, separators=(",", ":")) + "\n"
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+def json_lines(path: Path, called: str = "") -> Iterator[tuple[int, Any]]:
     """Yield number and value of each line that is not blank.
+
+    Args:
+        path: The file.
+        called: What the user calls it, where that is another name.
 
     Raises:
         DatasetError: The file cannot be read, or a line is no JSON.
     """
+    name = called or str(path)
     try:
         with path.open("rb") as file:
             for number, text in enumerate(file, 1):
                 # A file that Windows has touched begins with a mark of its encoding.
                 stripped = text.removeprefix(b"\xef\xbb\xbf").strip()
                 if stripped:
-                    yield number, _value(stripped, f"{path}, line {number}")
+                    yield number, _value(stripped, f"{name}, line {number}")
     except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DatasetError(f"cannot read {name}: {error.strerror or error}") from error
 
 
 def _value(text: bytes, where: str) -> Any:

@@ -71,7 +71,7 @@ def compare(asked: Asked, first: Answer, second: Answer) -> Comparison:
     fitting = None
     if asked.tools:
         fitting = (_calls_fit(asked, first), _calls_fit(asked, second))
-        signals[TOOLS] = float(_calls(asked, first) != _calls(asked, second))
+        signals[TOOLS] = float(calls(asked, first) != calls(asked, second))
     kept = None
     if asked.markers:
         ours, theirs = (citations.kept(asked.markers, a.text) for a in (first, second))
@@ -104,16 +104,19 @@ def _is_json(asked: Asked, answer: Answer) -> bool:
     return valid and schemas.fits(value, asked.schema)
 
 
-def _calls(asked: Asked, answer: Answer) -> Counter[tuple[str, str]]:
-    """Return the calls in one spelling; their order does not matter."""
+def calls(asked: Asked, answer: Answer) -> Counter[tuple[str, str]]:
+    """Return names and arguments of the calls in one spelling; their order does not matter."""
     return Counter((call.name, _arguments(asked, call)) for call in answer.calls)
 
 
 def _arguments(asked: Asked, call: ToolCall) -> str:
     valid, value = schemas.document(call.arguments or "{}")
-    if not valid:
-        return call.arguments
-    return schemas.canonical(schemas.with_defaults(value, asked.tools.get(call.name)))
+    return spelt(asked, call.name, value) if valid else call.arguments
+
+
+def spelt(asked: Asked, tool: str, arguments: object) -> str:
+    """Return the one spelling of a tool's arguments."""
+    return schemas.canonical(schemas.with_defaults(arguments, asked.tools.get(tool)))
 
 
 def _calls_fit(asked: Asked, answer: Answer) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Collection
+from typing import Protocol
 
 from kvquant.core.shadow_settings import ArmSettings
 
@@ -28,6 +29,13 @@ async def resolve(host: str, port: int) -> list[str]:
             return []
         raise
     return sorted({str(address[4][0]) for address in found})
+
+
+class Choice(Protocol):
+    """Where an arm can be asked."""
+
+    def pick(self, avoid: Collection[str] = ()) -> str | None:
+        """Return the base URL to ask next, one to avoid only without others; None: none."""
 
 
 class Pods:

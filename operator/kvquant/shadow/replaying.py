@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from kvquant.core.shadow_settings import MARK_HEADER
-from kvquant.shadow.pods import Pods
+from kvquant.shadow.pods import Choice
 
 CONNECT_WITHIN = 5.0
 LONGEST_ANSWER = 64 * 2**20
@@ -79,7 +79,7 @@ class Replayer:
 
     async def ask(
         self,
-        pods: Pods,
+        pods: Choice,
         path: str,
         body: Mapping[str, Any] | bytes,
         deadline: float,
