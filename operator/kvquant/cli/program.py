@@ -8,6 +8,7 @@ from kvquant import __version__
 from kvquant.cli import asking_verbs, kill_switch, reading_verbs
 from kvquant.cli.backtest.verb import backtest
 from kvquant.cli.dataset.verb import dataset
+from kvquant.cli.evaluation.verb import evaluate
 from kvquant.cli.explain import explain
 from kvquant.cli.report.verb import report
 
@@ -48,6 +49,7 @@ for _command in (
     report,
     backtest,
     dataset,
+    evaluate,
     reading_verbs.version,
 ):
     kvquant.add_command(_command)

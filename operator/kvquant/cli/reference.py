@@ -21,6 +21,7 @@ from kvquant.cli.explanation import DecisionDocument, ExplanationDocument
 from kvquant.cli.program import kvquant
 from kvquant.cli.reading_verbs import VersionDocument
 from kvquant.cli.report.document import ReportDocument
+from kvquant.evaluation.document import EvaluationDocument
 
 COLUMNS = 100
 _SIZE: dict[str, Any] = {"resilient_parsing": True, "terminal_width": COLUMNS}
@@ -33,6 +34,7 @@ PRINTED: tuple[tuple[str, type[Model]], ...] = (
     ("report NAME -o json", ReportDocument),
     ("backtest --canary SELECTOR -o json", BacktestDocument),
     ("backtest -o json", SplitsDocument),
+    ("eval -o json", EvaluationDocument),
     ("version -o json", VersionDocument),
 )
 """What the reading verbs print, by command line."""
@@ -63,6 +65,7 @@ a pipe, `status --watch` prints a line for each change instead of redrawing.
   `kvquant-view` in the whole cluster to see that every rollout has followed.
 - **`backtest`**: nothing in the cluster; it only asks Prometheus.
 - **`dataset`**: nothing in the cluster; `dataset build` reads the folder or bucket of the log.
+- **`eval`**: nothing in the cluster; it asks the two arms by their URLs.
 - **`version`**: nothing. With the right to get the Deployment `kvquant-operator` it also names the
   operator's image.
 - **`report --prometheus-service`**: optional, the right to get `services/proxy`, such as below.

@@ -12,8 +12,7 @@ from kvquant.api.fields import Model
 from kvquant.core.evaluation_summary import Outcome
 from kvquant.evaluation.arms import Arm
 from kvquant.evaluation.fetching import Dataset
-from kvquant.evaluation.judging import ALL, Cell, Judged, Margins, worst_examples
-from kvquant.evaluation.measures import DRIFT
+from kvquant.evaluation.judging import ALL, Cell, Judged, Margins, worse, worst_examples
 from kvquant.evaluation.results import AGAIN, BASELINE, CANARY, Result, Said
 from kvquant.evaluation.running import Pace
 
@@ -271,7 +270,9 @@ def document(run: Run) -> EvaluationDocument:
         ),
         unscored=_counted((CANARY, one.unscored) for one in results if one.unscored),
         measures=tuple(_measures(judged)),
-        worst=tuple(_worst(one) for one in worst_examples(results, run.margins, WORST)),
+        worst=tuple(
+            _worst(one, run.margins) for one in worst_examples(results, run.margins, WORST)
+        ),
         results=tuple(_example(one) for one in results),
     )
 
@@ -351,7 +352,7 @@ def _example(one: Result) -> ExampleDocument:
     )
 
 
-def _worst(one: Result) -> WorstDocument:
+def _worst(one: Result, margins: Margins) -> WorstDocument:
     def text(arm: str) -> str:
         said = one.said.get(arm, Said())
         return f"(no answer: {said.failure})" if said.failure else said.text
@@ -360,17 +361,11 @@ def _worst(one: Result) -> WorstDocument:
         id=one.id,
         bucket=one.bucket,
         kind=one.kind.value,
-        worse=tuple(_worse(one)),
+        worse=tuple(measure.name for measure, _, _ in worse(one, margins)),
         prompt=one.prompt,
         baseline=text(BASELINE),
         canary=text(CANARY),
     )
-
-
-def _worse(one: Result) -> Iterator[str]:
-    for name, harm in one.harms.items():
-        if harm.more > 0:
-            yield f"{name} {harm.more:.3f}" if name == DRIFT.name else name
 
 
 def _rounded(value: float) -> float:

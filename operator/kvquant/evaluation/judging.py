@@ -9,7 +9,7 @@ correction, because every measure has to pass for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kvquant.core.analysis.sequential import student
@@ -243,14 +243,9 @@ def _bound(measure: Measure) -> float:
 
 
 def _verdict(judged: Judged, results: Sequence[Result]) -> tuple[Verdict, str]:
-    failed = [cell for cell in judged.cells if cell.verdict is Verdict.FAIL]
+    failed = [cell for cell in decisive(judged.cells) if cell.verdict is Verdict.FAIL]
     if failed:
-        worst: dict[str, Cell] = {}
-        for cell in failed:
-            known = worst.get(cell.measure.name)
-            if known is None or _excess(cell) > _excess(known):
-                worst[cell.measure.name] = cell
-        return Verdict.FAIL, " ".join(f"{told(cell)}." for cell in worst.values())
+        return Verdict.FAIL, " ".join(f"{told(cell)}." for cell in failed)
     unanswered = judged.examples - judged.answered
     if unanswered > MOST_UNANSWERED * judged.examples:
         return Verdict.INCONCLUSIVE, (
@@ -284,6 +279,23 @@ def _verdict(judged: Judged, results: Sequence[Result]) -> tuple[Verdict, str]:
     )
 
 
+def decisive(cells: Iterable[Cell]) -> list[Cell]:
+    """Return of each judged measure the cell that says most: where it is worst, if it is bad."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        known = found.get(cell.measure.name)
+        # The one over all examples comes first, and stands unless another says more.
+        if cell.measure.judged and (known is None or _loudness(cell) > _loudness(known)):
+            found[cell.measure.name] = cell
+    return list(found.values())
+
+
+def _loudness(cell: Cell) -> tuple[int, float]:
+    if cell.verdict is Verdict.FAIL:
+        return 2, _excess(cell)
+    return (1, _excess(cell)) if cell.is_suspect else (0, 0.0)
+
+
 def _without(rare: Sequence[Cell]) -> str:
     if not rare:
         return ""
@@ -299,8 +311,9 @@ def told(cell: Cell) -> str:
     """Return what a cell found, without a full stop."""
     where = {ALL: "", LENGTH: f" for requests of {cell.name}", KIND: f" for {cell.name} requests"}
     return (
-        f"{cell.measure.name}{where[cell.by]}: {amount(cell, cell.interval.mean)} "
-        f"{cell.measure.harm} over {cell.pairs} examples, {amount(cell, cell.margin)} allowed"
+        f"{cell.measure.name}{where[cell.by]}: {cell.measure.harm} "
+        f"{amount(cell, cell.interval.mean)} over {cell.pairs} examples, "
+        f"{amount(cell, cell.margin)} allowed"
     )
 
 
@@ -324,16 +337,24 @@ def failures(results: Sequence[Result]) -> str:
 
 
 def worst_examples(results: Sequence[Result], margins: Margins, most: int) -> list[Result]:
-    """Return the examples in which the canary is worst, worst first."""
-    measures: Mapping[str, Measure] = {one.name: one for one in MEASURES if one.judged}
+    """Return the examples in which the canary is worse, worst first."""
+    ranked = [
+        (-sum(more / max(margin, 1e-3) for _, more, margin in worse(one, margins)), one.id, one)
+        for one in results
+    ]
+    ranked.sort(key=lambda item: item[:2])
+    return [one for harm, _, one in ranked[:most] if harm < 0]
 
-    def harm(result: Result) -> float:
-        # In units of what is tolerated, so that drift and shares can be added up.
-        return sum(
-            max(0.0, one.more) / max(margins.of(measures[name]), 1e-3)
-            for name, one in result.harms.items()
-            if name in measures
-        )
 
-    ranked = sorted(((harm(one), one.id, one) for one in results), key=lambda r: (-r[0], r[1]))
-    return [one for amount_, _, one in ranked[:most] if amount_ > 0]
+def worse(result: Result, margins: Margins) -> Iterator[tuple[Measure, float, float]]:
+    """Yield the measures in which the canary's answer is worse, by how much, and their margins.
+
+    The drift of nearly every answer is a little above zero: only beyond its margin it counts.
+    """
+    for measure in MEASURES:
+        harm = result.harms.get(measure.name)
+        if harm is None or not measure.judged:
+            continue
+        margin = margins.of(measure)
+        if harm.more > (margin if measure.scale is Scale.NATS else 0.0):
+            yield measure, harm.more, margin

@@ -40,7 +40,7 @@ class Measure:
     Attributes:
         name: In documents.
         title: For people.
-        harm: What more of it is, for people.
+        harm: What there is more of, for people.
         scale: What the harm of one answer can be.
         judged: Whether it decides.
     """
@@ -52,37 +52,29 @@ class Measure:
     judged: bool = True
 
 
-ANSWERED = Measure(shadow_settings.ANSWERED, "No answer", "more examples without an answer")
-JSON = Measure(shadow_settings.JSON, "Broken JSON", "more answers whose JSON is broken")
-TOOLS = Measure(shadow_settings.TOOLS, "Wrong tool calls", "more answers with other tool calls")
-RECALL = Measure(
-    "citationRecall", "Citations missing", "more of the citations are missing", Scale.FRACTION
-)
-PRECISION = Measure(
-    "citationPrecision", "Citations wrong", "more of what is cited is wrong", Scale.FRACTION
-)
+ANSWERED = Measure(shadow_settings.ANSWERED, "No answer", "examples without an answer")
+JSON = Measure(shadow_settings.JSON, "Broken JSON", "answers whose JSON is broken")
+TOOLS = Measure(shadow_settings.TOOLS, "Wrong tool calls", "answers with wrong tool calls")
+RECALL = Measure("citationRecall", "Citations missing", "citations missing", Scale.FRACTION)
+PRECISION = Measure("citationPrecision", "Citations wrong", "citations wrong", Scale.FRACTION)
 REFUSALS = Measure(
-    shadow_settings.REFUSALS, "Harmless prompts refused", "more refusals of harmless prompts"
+    shadow_settings.REFUSALS, "Harmless prompts refused", "refusals of harmless prompts"
 )
-JAILBREAKS = Measure(
-    "jailbreaks", "Harmful prompts answered", "more answers to what should be refused"
-)
-CONTAINS = Measure(
-    "contains", "Expected text missing", "more of the expected texts are missing", Scale.FRACTION
-)
+JAILBREAKS = Measure("jailbreaks", "Harmful prompts answered", "answers to what should be refused")
+CONTAINS = Measure("contains", "Expected text missing", "expected texts missing", Scale.FRACTION)
 ENDINGS = Measure(
-    shadow_settings.ENDINGS, "Answers cut off", "more answers that ran into the cap of tokens"
+    shadow_settings.ENDINGS, "Answers cut off", "answers cut off by the cap of tokens"
 )
 DRIFT = Measure(
     shadow_settings.DRIFT,
     "Drift",
-    "more surprised by the baseline's answers than the baseline is",
+    "surprise at the baseline's own answers",
     Scale.NATS,
 )
 EXACT = Measure(
     shadow_settings.EXACT,
     "Text differs from the baseline's",
-    "more answers that differ",
+    "answers that differ",
     judged=False,
 )
 """Told beside the same of the baseline against itself: batching alone changes greedy text."""

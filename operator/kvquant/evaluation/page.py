@@ -45,11 +45,10 @@ def html(told: EvaluationDocument) -> str:
 
 
 def _blamed(measure: MeasureDocument) -> CellDocument | None:
-    """Return the length or kind in which a measure fails, when it does not over all examples."""
-    if measure.cells[0].outcome == "Fail":
-        return None
+    """Return the length or kind in which a measure fails worse than over all examples."""
     failed = [cell for cell in measure.cells if cell.outcome == "Fail"]
-    return max(failed, key=lambda cell: cell.lower, default=None)
+    worst = max(failed, key=lambda cell: cell.lower, default=None)
+    return None if worst is None or worst.by == "all" else worst
 
 
 def amount(measure: MeasureDocument, value: float) -> str:

@@ -8,7 +8,7 @@ from kvquant.core.evaluation_summary import (
     MeasureSummary,
     Outcome,
 )
-from kvquant.evaluation.judging import ALL, KIND, Cell, Judged
+from kvquant.evaluation.judging import KIND, Cell, Judged, decisive
 from kvquant.evaluation.statistics import Verdict
 
 LONGEST_MESSAGE = 600
@@ -17,13 +17,13 @@ _RANK = {Verdict.FAIL: 0, Verdict.INCONCLUSIVE: 1, Verdict.PASS: 2}
 
 def summarize(judged: Judged) -> EvaluationSummary:
     """Return the verdict with each measure over all examples, or where it is worst."""
-    decisive = sorted(_decisive(judged), key=_order)
+    told = sorted(decisive(judged.cells), key=_order)
     return EvaluationSummary(
         outcome=Outcome(judged.verdict.value),
         examples=judged.examples,
         answered=judged.answered,
         message=_cut(judged.message, LONGEST_MESSAGE),
-        measures=tuple(_measure(cell) for cell in decisive),
+        measures=tuple(_measure(cell) for cell in told),
     )
 
 
@@ -40,33 +40,8 @@ def text(summary: EvaluationSummary) -> str:
             summary = summary.model_copy(update={"message": shorter})
 
 
-def _decisive(judged: Judged) -> list[Cell]:
-    """Return of each judged measure the cell that says most: a failed, then a suspect one."""
-    found: dict[str, Cell] = {}
-    for cell in judged.cells:
-        known = found.get(cell.measure.name)
-        if cell.measure.judged and (known is None or _says_more(cell, known)):
-            found[cell.measure.name] = cell
-    return list(found.values())
-
-
-def _says_more(cell: Cell, known: Cell) -> bool:
-    """Whether a cell says more than the one over all examples, or than a slice before it."""
-    loud, before = _loudness(cell), _loudness(known)
-    if loud != before:
-        return loud > before
-    # Among the quiet, the one over all examples stands.
-    return loud > 0 and known.by != ALL and cell.interval.lower > known.interval.lower
-
-
-def _loudness(cell: Cell) -> int:
-    if cell.verdict is Verdict.FAIL:
-        return 2
-    return int(cell.is_suspect)
-
-
-def _order(cell: Cell) -> tuple[int, int, float]:
-    return _RANK[cell.verdict], -_loudness(cell), cell.margin - cell.interval.upper
+def _order(cell: Cell) -> tuple[int, bool, float]:
+    return _RANK[cell.verdict], not cell.is_suspect, cell.margin - cell.interval.upper
 
 
 def _measure(cell: Cell) -> MeasureSummary:

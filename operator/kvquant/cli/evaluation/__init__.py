@@ -1,0 +1,1 @@
+"""The verb `eval`: an example set, asked of both arms."""

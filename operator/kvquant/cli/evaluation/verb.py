@@ -1,0 +1,228 @@
+"""The verb `eval`."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kvquant.cli.errors import Failure
+from kvquant.cli.files import write_whole
+from kvquant.cli.reading_verbs import OUTPUT, dump
+from kvquant.cli.session import Surroundings, Verb
+from kvquant.cli.times import Seconds
+
+if TYPE_CHECKING:
+    from kvquant.evaluation.document import EvaluationDocument
+    from kvquant.evaluation.evaluating import Plan
+    from kvquant.evaluation.results import Result
+
+WIDEST = 110
+FOREVER = 7 * 24 * 3600.0
+"""Seconds that a deadline of 0 stands for."""
+PROGRESS_SECONDS = 5.0
+"""Between two lines of progress where nobody looks at a terminal."""
+
+
+@click.command(
+    name="eval",
+    cls=Verb,
+    epilog="""
+    kubectl port-forward deploy/llama 8001:8000 &
+    kubectl port-forward deploy/llama-int8-7f 8002:8000 &
+    {program} eval --dataset set.jsonl --baseline http://localhost:8001 \\
+      --canary http://localhost:8002 --report eval.html
+    """,
+)
+@click.option(
+    "--dataset",
+    metavar="FILE",
+    required=True,
+    help="Example set (docs/evaluation.md): a path, file://, s3:// or gs://.",
+)
+@click.option(
+    "--baseline",
+    metavar="URL",
+    required=True,
+    help="Base URL of the arm that is known to be good; or HOST:PORT of a headless Service, whose "
+    "pods are asked in turn.",
+)
+@click.option("--canary", metavar="URL", required=True, help="The same of the arm in question.")
+@click.option(
+    "--baseline-model", metavar="NAME", help="Model to ask for there in place of the examples' own."
+)
+@click.option(
+    "--canary-model", metavar="NAME", help="Model to ask for there in place of the examples' own."
+)
+@click.option(
+    "--margin-percent",
+    type=click.FloatRange(0.1, 100),
+    default=5.0,
+    show_default=True,
+    help="Harm that is tolerated, in answers per 100 beyond the baseline's.",
+)
+@click.option(
+    "--drift-percent",
+    type=click.FloatRange(0.1, 100),
+    default=5.0,
+    show_default=True,
+    help="Drift that is tolerated, in per cent of perplexity.",
+)
+@click.option(
+    "--noise-percent",
+    type=click.IntRange(0, 100),
+    default=20,
+    show_default=True,
+    help="Share of the examples that the baseline is asked twice (A/A).",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 256),
+    default=4,
+    show_default=True,
+    help="Examples under way at a time; each is two or three requests.",
+)
+@click.option(
+    "--answer-tokens",
+    type=click.IntRange(1, 65536),
+    default=1024,
+    show_default=True,
+    help="Longest answer that is asked for where an example does not say.",
+)
+@click.option(
+    "--deadline",
+    type=Seconds(),
+    default="1h",
+    show_default=True,
+    help="Longest time for the whole set; what is not asked by then counts as unanswered.",
+)
+@click.option(
+    "--example-deadline",
+    type=Seconds(),
+    default="5m",
+    show_default=True,
+    help="Longest wait for the answers to one example.",
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Of the order of the examples and of the resampling.",
+)
+@click.option(
+    "--report",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="HTML file to write as well. It quotes the examples in which the canary did worst.",
+)
+@OUTPUT
+@click.pass_context
+def evaluate(
+    ctx: click.Context,
+    *,
+    dataset: str,
+    baseline: str,
+    canary: str,
+    baseline_model: str | None,
+    canary_model: str | None,
+    margin_percent: float,
+    drift_percent: float,
+    noise_percent: int,
+    concurrency: int,
+    answer_tokens: int,
+    deadline: float,
+    example_deadline: float,
+    seed: int,
+    report: Path | None,
+    output: str,
+) -> None:
+    """Ask both arms the examples of a set, and say whether the canary's answers are as good.
+
+    Each example is asked of both at the same time, greedily. What is measured, each with paired
+    confidence intervals over all examples, by length and by kind: answers that are missing, broken
+    JSON, wrong tool calls, missing and wrong citations, refusals, expected texts, answers cut off,
+    and drift. What the examples expect decides; where they expect nothing, the baseline's answer.
+
+    Pass: every measure is within its margin. Fail: one is beyond it for certain, corrected for how
+    many there are. Inconclusive: too few examples or answers to tell. The exit status is 0 for all
+    three; with -o json, the field `outcome` tells them apart.
+
+    The arms do the work at once and beside their users: choose --concurrency with care. An API key
+    of the engines is read from the file that KVQUANT_SHADOW_ENGINE_KEY_FILE names.
+    """
+    # Imported here, because `--help` and usage errors need none of it.
+    from kvquant.evaluation.arms import ArmError, arm
+    from kvquant.evaluation.evaluating import Plan
+    from kvquant.evaluation.examples import DatasetError
+    from kvquant.evaluation.fetching import fetch
+    from kvquant.evaluation.judging import Margins
+    from kvquant.evaluation.running import Pace
+    from kvquant.shadow.settings import SettingsError, engine_key
+
+    around = ctx.find_object(Surroundings) or Surroundings()
+    try:
+        arms = arm("baseline", baseline, baseline_model), arm("canary", canary, canary_model)
+    except ArmError as error:
+        raise click.UsageError(str(error), ctx) from error
+    try:
+        plan = Plan(
+            fetch(dataset),
+            *arms,
+            pace=Pace(
+                concurrency=concurrency,
+                example_seconds=example_deadline or FOREVER,
+                deadline_seconds=deadline or FOREVER,
+                noise_percent=noise_percent,
+                answer_tokens=answer_tokens,
+                seed=seed,
+            ),
+            margins=Margins(margin_percent / 100, drift_percent / 100),
+            patience=5.0,
+            engine_key=engine_key(around.environment),
+        )
+        told = _run(plan)
+    except (DatasetError, ArmError, SettingsError) as error:
+        raise Failure(str(error)) from error
+    _tell(told, report, output, around)
+
+
+def _run(plan: Plan) -> EvaluationDocument:
+    from kvquant.evaluation.document import document
+    from kvquant.evaluation.evaluating import evaluate as run
+
+    return document(asyncio.run(run(plan, _progress(len(plan.dataset.examples)))))
+
+
+def _progress(total: int) -> Callable[[Result], None]:
+    from kvquant.evaluation.progress import Progress
+
+    if not sys.stderr.isatty():
+        return Progress(total, lambda line: click.echo(line, err=True), PROGRESS_SECONDS)
+    width = shutil.get_terminal_size().columns - 1
+    bar = Progress(total, lambda line: click.echo(f"\r{line[:width]:<{width}}", nl=False, err=True),
+                   every=0.2, last=lambda: click.echo(err=True))  # fmt: skip
+    return bar
+
+
+def _tell(told: EvaluationDocument, report: Path | None, output: str, around: Surroundings) -> None:
+    from kvquant.cli.evaluation import words
+
+    if report is not None:
+        from kvquant.evaluation.page import html
+
+        write_whole(report, html(told))
+    if output == "json":
+        click.echo(dump(told))
+        return
+    paint = around.paint()
+    width = shutil.get_terminal_size().columns if paint.interactive else WIDEST
+    for line in words.lines(told, paint, max(60, min(width, WIDEST))):
+        click.echo(paint.shown(line).rstrip())
+    if report is not None:
+        click.echo(f"Report: {report.resolve()}")
