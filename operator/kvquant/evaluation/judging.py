@@ -269,8 +269,10 @@ def _verdict(judged: Judged, results: Sequence[Result]) -> tuple[Verdict, str]:
         )
     open_ = [c for c in whole if c.verdict is Verdict.INCONCLUSIVE and c.pairs >= FEWEST]
     if open_:
-        named = "; ".join(
-            told(cell) + f", up to {amount(cell, cell.interval.upper)}" for cell in open_
+        named = ", ".join(
+            f"{cell.measure.name} (up to {amount(cell, cell.interval.upper)} with {cell.pairs}, "
+            f"{amount(cell, cell.margin)} allowed)"
+            for cell in open_
         )
         return Verdict.INCONCLUSIVE, f"More examples are needed: {named}.{without}"
     return Verdict.PASS, (
