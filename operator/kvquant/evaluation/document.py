@@ -82,6 +82,8 @@ class CellDocument(Model):
     sure: float | None
     """Lower bound corrected for all the looks; above the margin the cell fails. Null where the
     interval itself is not above the margin."""
+    suspect: bool
+    """It looks like harm beyond the margin, not for certain: it keeps the set from passing."""
     flips_p: float | None
     """Exact p-value of McNemar's test, as information; null where harm is no yes or no."""
     outcome: Outcome
@@ -324,6 +326,7 @@ def _cell(cell: Cell) -> CellDocument:
         lower=_rounded(cell.interval.lower),
         upper=_rounded(cell.interval.upper),
         sure=None if cell.interval.lower <= cell.margin else _rounded(cell.sure),
+        suspect=cell.is_suspect,
         flips_p=None if cell.chance is None else _rounded(cell.chance),
         outcome=Outcome(cell.verdict.value),
     )

@@ -31,6 +31,8 @@ ERROR = 0.05
 """Probability that a canary that does no harm beyond its margins is failed all the same."""
 CONFIDENCE = 0.95
 """Of the intervals that are told, and that a pass rests on."""
+SUSPICION = 0.9
+"""Confidence of the interval that keeps a set from passing when it is above a margin."""
 FEWEST = 30
 """Pairs below which a measure cannot pass, nor a set as a whole."""
 FEWEST_TO_FAIL = 10
@@ -59,6 +61,7 @@ class Cell:
         sure: The bound that has to be above the margin to fail: corrected for all the looks.
         margin: Harm that is tolerated.
         verdict: What the interval says of the margin.
+        is_suspect: It looks like harm beyond the margin, which may be one look of many.
         flips: Examples in which only the canary is worse, and only the baseline; None: no share.
     """
 
@@ -72,17 +75,13 @@ class Cell:
     sure: float
     margin: float
     verdict: Verdict
+    is_suspect: bool
     flips: tuple[int, int] | None
 
     @property
     def chance(self) -> float | None:
         """McNemar's p-value of flips that are as many either way; None: no share."""
         return None if self.flips is None else mcnemar(*self.flips)
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether it looks like harm beyond the margin, which may be one look of many."""
-        return self.verdict is not Verdict.FAIL and self.interval.lower > self.margin
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +190,12 @@ def _cell(
         verdict = Verdict.FAIL
     elif measure.judged and pairs >= FEWEST and interval.upper < margin:
         verdict = Verdict.PASS
+    suspect = (
+        verdict is not Verdict.FAIL
+        and pairs >= FEWEST_TO_FAIL
+        and interval.mean > margin
+        and _interval(measure, harms, SUSPICION, seed).lower > margin
+    )
     flips = None
     if measure.scale is Scale.SHARE:
         flips = (sum(one.more > 0 for one in harms), sum(one.more < 0 for one in harms))
@@ -205,6 +210,7 @@ def _cell(
         max(sure, -_bound(measure)),
         margin,
         verdict,
+        measure.judged and suspect,
         flips,
     )
 
@@ -261,11 +267,11 @@ def _verdict(judged: Judged, results: Sequence[Result]) -> tuple[Verdict, str]:
         )
     rare = [cell for cell in whole if cell.pairs < FEWEST]
     without = _without(rare)
-    suspect = [cell for cell in judged.cells if cell.measure.judged and cell.is_suspect]
+    suspect = [cell for cell in judged.cells if cell.is_suspect]
     if suspect:
-        worst_one = max(suspect, key=_excess)
+        worst = max(suspect, key=_excess)
         return Verdict.INCONCLUSIVE, (
-            f"{told(worst_one)}, which is not certain among {judged.looks} looks.{without}"
+            f"{told(worst)}, which is not certain among {judged.looks} looks.{without}"
         )
     open_ = [c for c in whole if c.verdict is Verdict.INCONCLUSIVE and c.pairs >= FEWEST]
     if open_:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from kvquant.api.v1alpha1 import Verdict
 from kvquant.cli.paint import Paint, tame, visible
 from kvquant.cli.signals import STYLES
+from kvquant.core.evaluation_summary import Outcome
 from kvquant.evaluation.document import CellDocument, EvaluationDocument, MeasureDocument
 
 SHOWN = 5
@@ -68,11 +69,10 @@ def _table(told: EvaluationDocument, paint: Paint) -> Iterator[str]:
 
 
 def _shown(measure: MeasureDocument) -> Iterator[CellDocument]:
-    """Yield the cell over all examples, and those by length or kind that are beyond the margin."""
+    """Yield the cell over all examples, and those by length or kind that fail or may."""
     whole, *slices = measure.cells
     yield whole
-    if measure.judged:
-        yield from (cell for cell in slices if cell.sure is not None)
+    yield from (cell for cell in slices if cell.suspect or cell.outcome is Outcome.FAIL)
 
 
 def _row(measure: MeasureDocument, cell: CellDocument, paint: Paint) -> tuple[str, ...]:
