@@ -220,15 +220,27 @@ class Connection:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         content_type: str = JSON,
+        headers: Mapping[str, str] | None = None,
+        patience: float | None = None,
     ) -> Answer:
         """Send one request and return the answer, whatever its status.
+
+        Args:
+            method: HTTP method.
+            path: Path on the API server.
+            query: Query parameters.
+            body: Document to send.
+            content_type: How the body is to be understood.
+            headers: More headers, for what stands behind the API server's proxy.
+            patience: Seconds to wait for the answer; None: as for every other.
 
         Raises:
             errors.Unavailable: No answer came in time, or none at all.
         """
-        response = self._send(method, path, query, body, content_type, self._timeouts)
+        timeouts = self._timeouts if patience is None else (self._timeouts[0], patience)
+        response = self._send(method, path, query, body, content_type, timeouts, headers)
         try:
-            data = bounded.read(response, LARGEST_ANSWER, LONGEST_ANSWER)
+            data = bounded.read(response, LARGEST_ANSWER, patience or LONGEST_ANSWER)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise errors.Unavailable(
                 f"no answer from the API server to {method} {path}: {error}"
@@ -256,18 +268,19 @@ class Connection:
         body: Mapping[str, Any] | None,
         content_type: str,
         timeouts: tuple[float, float],
+        headers: Mapping[str, str] | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        url_method, url, headers, document, _ = self._client.param_serialize(
+        url_method, url, sent, document, _ = self._client.param_serialize(
             method,
             path,
             query_params=list((query or {}).items()),
-            header_params={"Accept": JSON, "Content-Type": content_type},
+            header_params={"Accept": JSON, "Content-Type": content_type, **(headers or {})},
             body=dict(body) if body is not None else None,
             auth_settings=["BearerToken"],
         )
         try:
             answer = self._client.call_api(
-                url_method, url, headers, document, _request_timeout=timeouts
+                url_method, url, sent, document, _request_timeout=timeouts
             )
         except (urllib3.exceptions.HTTPError, ApiException, OSError) as error:
             raise errors.Unavailable(

@@ -65,7 +65,9 @@ a pipe, `status --watch` prints a line for each change instead of redrawing.
   `kvquant-view` in the whole cluster to see that every rollout has followed.
 - **`backtest`**: nothing in the cluster; it only asks Prometheus.
 - **`dataset`**: nothing in the cluster; `dataset build` reads the folder or bucket of the log.
-- **`eval`**: nothing in the cluster; it asks the two arms by their URLs.
+- **`eval NAME`**: `kvquant-view`, and the rights to get Deployments, to list pods, and to get and
+  create `pods/proxy`, which the cluster's role `edit` holds. With `--baseline` and `--canary`:
+  nothing in the cluster.
 - **`version`**: nothing. With the right to get the Deployment `kvquant-operator` it also names the
   operator's image.
 - **`report --prometheus-service`**: optional, the right to get `services/proxy`, such as below.

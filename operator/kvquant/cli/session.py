@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 from yaml import YAMLError
@@ -39,6 +39,25 @@ class Access:
     timeout: float = 10.0
 
 
+class Proxied(Protocol):
+    """Sends a request to something behind the API server's proxy; returns status and body."""
+
+    def __call__(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        headers: Mapping[str, str],
+        patience: float,
+        /,
+    ) -> tuple[int, str]:
+        """Send it, and wait for so many seconds.
+
+        Raises:
+            errors.Unavailable: No answer came in time, or none at all.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Connected:
     """An open connection to a cluster.
@@ -47,11 +66,13 @@ class Connected:
         cluster: Its objects.
         namespace: Namespace that the kubeconfig's context defaults to.
         fetch: Sends a GET to a path of the API server, and returns status and body.
+        proxied: Sends a request to something behind its proxy.
     """
 
     cluster: Cluster
     namespace: str
     fetch: Callable[[str, Mapping[str, str]], tuple[int, str]]
+    proxied: Proxied
 
 
 def connect(access: Access) -> Connected:
@@ -85,7 +106,17 @@ def connect(access: Access) -> Connected:
         answer = connection.request("GET", path, query=query)
         return answer.status, answer.text
 
-    return Connected(KubernetesCluster(connection), connection.namespace, fetch)
+    def proxied(
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        headers: Mapping[str, str],
+        patience: float,
+    ) -> tuple[int, str]:
+        answer = connection.request(method, path, body=body, headers=headers, patience=patience)
+        return answer.status, answer.text
+
+    return Connected(KubernetesCluster(connection), connection.namespace, fetch, proxied)
 
 
 def _user() -> str:
@@ -118,6 +149,7 @@ class Session:
         namespace: Namespace that the call is about.
         cluster: The cluster.
         fetch: Sends a GET to the API server.
+        proxied: Sends a request to something behind its proxy.
         around: The world around the process.
         access: Which cluster it is.
     """
@@ -126,6 +158,7 @@ class Session:
     namespace: str
     cluster: Cluster
     fetch: Callable[[str, Mapping[str, str]], tuple[int, str]]
+    proxied: Proxied
     around: Surroundings
     access: Access
 
@@ -201,6 +234,16 @@ def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(function)
+    def opened(connecting: Callable[[], Session], **arguments: Any) -> Any:
+        return function(connecting(), **arguments)
+
+    return with_cluster(opened)
+
+
+def with_cluster(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Do the same for a command that may do without: its first argument opens a session."""
+
+    @functools.wraps(function)
     def wrapped(
         *,
         namespace: str | None,
@@ -214,17 +257,21 @@ def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
         if kubeconfig is not None and not Path(kubeconfig).expanduser().exists():
             raise click.BadParameter(f"{kubeconfig}: there is no such file", ctx, None)
         access = Access(kubeconfig, context, request_timeout)
-        try:
+
+        def connecting() -> Session:
             connected = around.connect(access)
-            session = Session(
+            return Session(
                 program=ctx.find_root().info_name or "kvquant",
                 namespace=namespace or connected.namespace,
                 cluster=connected.cluster,
                 fetch=connected.fetch,
+                proxied=connected.proxied,
                 around=around,
                 access=access,
             )
-            return function(session, **arguments)
+
+        try:
+            return function(connecting, **arguments)
         except errors.KVQuantError as error:
             raise Failure(explain(error, context)) from error
 

@@ -25,15 +25,18 @@ class ArmError(Exception):
     """An arm that cannot be asked, in a sentence with its remedy."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fixed:
-    """One base URL, asked as it stands."""
+    """Base URLs that stay, asked in turn."""
 
-    url: str
+    urls: tuple[str, ...]
+    _turn: int = 0
 
-    def pick(self, avoid: Collection[str] = ()) -> str | None:  # noqa: ARG002 - there is no other
-        """Return it."""
-        return self.url
+    def pick(self, avoid: Collection[str] = ()) -> str | None:
+        """Return the one whose turn it is, one to avoid only without others."""
+        self._turn += 1
+        turns = [self.urls[(self._turn + n) % len(self.urls)] for n in range(len(self.urls))]
+        return next((url for url in turns if url not in avoid), turns[0])
 
 
 @dataclass(slots=True)
@@ -91,16 +94,15 @@ def arm(name: str, place: str, model: str | None = None) -> Arm:
             f"{place!r}: write a base URL such as http://localhost:8000, or HOST:PORT, without "
             "credentials"
         )
-    return Arm(name, place, model, Fixed(place.rstrip("/").removesuffix("/v1")))
+    return Arm(name, place, model, Fixed((place.rstrip("/").removesuffix("/v1"),)))
 
 
-async def reach(arm: Arm, client: aiohttp.ClientSession, key: str, patience: float) -> None:
+async def reach(arm: Arm, replayer: Replayer, patience: float) -> None:
     """Wait until an arm answers, and note which models it serves.
 
     Args:
         arm: The arm.
-        client: Asks it.
-        key: API key of the engines; empty: none.
+        replayer: Asks it.
         patience: Seconds to wait at most.
 
     Raises:
@@ -111,7 +113,7 @@ async def reach(arm: Arm, client: aiohttp.ClientSession, key: str, patience: flo
     while True:
         await arm.refresh()
         try:
-            arm.served = await _served(arm, client, key)
+            arm.served = await _served(arm, replayer)
         except (OSError, aiohttp.ClientError, ValueError) as error:
             # A TimeoutError is an OSError, and says nothing.
             why = str(error) or f"no answer within {LOOK_SECONDS:g} s"
@@ -123,29 +125,23 @@ async def reach(arm: Arm, client: aiohttp.ClientSession, key: str, patience: flo
         pause = min(5.0, 2 * pause)
 
 
-async def _served(arm: Arm, client: aiohttp.ClientSession, key: str) -> tuple[str, ...]:
+async def _served(arm: Arm, replayer: Replayer) -> tuple[str, ...]:
     url = arm.choice.pick()
     if url is None:
         raise OSError("its name has no address")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    async with (
-        asyncio.timeout(LOOK_SECONDS),
-        client.get(f"{url}/v1/models", headers=headers, allow_redirects=False) as answer,
-    ):
-        if answer.status in (401, 403):
-            raise ArmError(
-                f"the {arm.name} at {arm.place} asks for an API key (HTTP {answer.status}): put "
-                "it into a file that KVQUANT_SHADOW_ENGINE_KEY_FILE names"
-            )
-        if answer.status >= 500:
-            raise ValueError(f"HTTP {answer.status}")
-        if answer.status != 200:
-            return ()
-        try:
-            document = await answer.json(content_type=None)
-            names = [model["id"] for model in document["data"]]
-        except (ValueError, KeyError, TypeError):
-            return ()
+    async with asyncio.timeout(LOOK_SECONDS):
+        reply = await replayer.get(url, "/v1/models")
+    if reply.status in (401, 403):
+        raise ArmError(
+            f"the {arm.name} at {arm.place} asks for an API key (HTTP {reply.status}): put it "
+            "into a file that KVQUANT_SHADOW_ENGINE_KEY_FILE names"
+        )
+    if reply.status >= 500:
+        raise ValueError(f"HTTP {reply.status}")
+    try:
+        names = [model["id"] for model in reply.document["data"]]
+    except (KeyError, TypeError):
+        return ()
     return tuple(name for name in names if isinstance(name, str))
 
 

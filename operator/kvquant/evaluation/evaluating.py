@@ -45,24 +45,28 @@ class Plan:
     rollout: str | None = None
 
 
-async def evaluate(plan: Plan, heard: Callable[[Result], None]) -> Run:
+async def evaluate(
+    plan: Plan, heard: Callable[[Result], None], replayer: Replayer | None = None
+) -> Run:
     """Ask both arms all examples, and judge the answers.
 
     Args:
         plan: What to evaluate.
         heard: Is told what became of each example as soon as that is known.
+        replayer: Sends the requests; None: over HTTP to where the arms are.
 
     Raises:
         ArmError: An arm cannot be asked at all.
     """
     loop = asyncio.get_running_loop()
     async with client() as session:
+        asking = replayer or Replayer(session, loop.time, plan.engine_key)
         arms = (plan.baseline, plan.canary)
         for arm in arms:
-            await reach(arm, session, plan.engine_key, plan.patience)
+            await reach(arm, asking, plan.patience)
             _serves(arm, plan.dataset.examples)
         began = loop.time()
-        runner = Runner(Replayer(session, loop.time, plan.engine_key), *arms, plan.pace)
+        runner = Runner(asking, *arms, plan.pace)
         results = await runner.run(plan.dataset.examples, heard)
         took = loop.time() - began
     # In a thread, as the bootstrap takes seconds.

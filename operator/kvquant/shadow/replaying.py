@@ -108,13 +108,13 @@ class Replayer:
         try:
             async with asyncio.timeout(max(0.0, deadline - began)):
                 try:
-                    reply = await self._post(target, path, data)
+                    reply = await self.post(target, path, data)
                 except aiohttp.ClientConnectorError:
                     other = pods.pick({first})
                     if other is None or other == first:
                         raise
                     target = other
-                    reply = await self._post(target, path, data)
+                    reply = await self.post(target, path, data)
         except TimeoutError:
             reply = Reply(0, failure=TIMEOUT)
         except (OSError, aiohttp.ClientError):
@@ -122,7 +122,23 @@ class Replayer:
             reply = Reply(0, failure=RESET)
         return Reply(reply.status, reply.document, reply.failure, self._clock() - began, target)
 
-    async def _post(self, pod: str, path: str, data: bytes) -> Reply:
+    async def get(self, pod: str, path: str) -> Reply:
+        """Read something from a pod.
+
+        Raises:
+            OSError: No connection, or it broke; so does `aiohttp.ClientError`.
+        """
+        async with self._client.get(
+            f"{pod}{path}", headers=self._headers, allow_redirects=False
+        ) as answer:
+            return await _reply(answer)
+
+    async def post(self, pod: str, path: str, data: bytes) -> Reply:
+        """Send a request to a pod.
+
+        Raises:
+            OSError: No connection, or it broke; so does `aiohttp.ClientError`.
+        """
         async with self._client.post(
             f"{pod}{path}",
             # A stream, so that a body of many MiB goes out in pieces and the loop stays free.
@@ -131,15 +147,29 @@ class Replayer:
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN),
         ) as answer:
-            if answer.status != 200:
-                return Reply(answer.status, failure=f"http{answer.status // 100}xx")
-            parts, size = [], 0
-            async for part in answer.content.iter_chunked(2**18):
-                size += len(part)
-                if size > LONGEST_ANSWER:
-                    return Reply(answer.status, failure=TOO_LONG)
-                parts.append(part)
-        try:
-            return Reply(200, json.loads(b"".join(parts)))
-        except (ValueError, RecursionError):
-            return Reply(200, failure="notJson")
+            return await _reply(answer)
+
+
+async def _reply(answer: aiohttp.ClientResponse) -> Reply:
+    if answer.status != 200:
+        return failed(answer.status)
+    parts, size = [], 0
+    async for part in answer.content.iter_chunked(2**18):
+        size += len(part)
+        if size > LONGEST_ANSWER:
+            return Reply(answer.status, failure=TOO_LONG)
+        parts.append(part)
+    return read(b"".join(parts))
+
+
+def failed(status: int) -> Reply:
+    """Return what came of asking when the engine answered with an error."""
+    return Reply(status, failure=f"http{status // 100}xx")
+
+
+def read(data: bytes | str) -> Reply:
+    """Return what came of asking when the engine answered with status 200."""
+    try:
+        return Reply(200, json.loads(data))
+    except (ValueError, RecursionError):
+        return Reply(200, failure="notJson")

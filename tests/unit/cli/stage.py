@@ -11,13 +11,17 @@ from click.testing import CliRunner, Result
 
 from kvquant.cli.paint import Paint
 from kvquant.cli.program import kvquant
-from kvquant.cli.session import Access, Connected, Surroundings
+from kvquant.cli.session import Access, Connected, Proxied, Surroundings
 from kvquant.errors import ClusterError
 from tests.fakes.cluster import FakeCluster
 from tests.unit.cli import made
 
 Operator = Callable[[dict[str, Any]], None]
 """Plays the operator: changes a rollout in place, as one pass would."""
+
+
+def _nothing_there(*_: object) -> tuple[int, str]:
+    return 404, ""
 
 
 @dataclass(slots=True)
@@ -30,6 +34,7 @@ class Stage:
         refuses: What connecting raises instead.
         accesses: How the CLI asked to connect.
         answers: What a GET to the API server returns, by path.
+        proxied: What a request through the API server's proxy returns.
         fetched: Paths and queries of these GETs.
         waited: Seconds that the CLI has waited.
         breaks_after: Waits after which the user presses Ctrl-C.
@@ -40,6 +45,7 @@ class Stage:
     refuses: ClusterError | None = None
     accesses: list[Access] = field(default_factory=list)
     answers: Callable[[str, Mapping[str, str]], tuple[int, str]] = lambda *_: (404, "")
+    proxied: Proxied = _nothing_there
     fetched: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
     waited: float = 0.0
     breaks_after: float = 1e9
@@ -75,7 +81,7 @@ class Stage:
         self.accesses.append(access)
         if self.refuses is not None:
             raise self.refuses
-        return Connected(self.cluster, self.namespace, self._fetch)
+        return Connected(self.cluster, self.namespace, self._fetch, self.proxied)
 
     def _fetch(self, path: str, query: Mapping[str, str]) -> tuple[int, str]:
         self.fetched.append((path, query))

@@ -163,4 +163,4 @@ def test_every_field_has_a_description() -> None:
     rows = [line for line in reference().splitlines() if line.startswith("| `")]
     assert len(rows) > 90
     assert [row for row in rows if row.rstrip().endswith("|  |")] == []
-    assert len(PRINTED) == 8
+    assert len(PRINTED) == 9

@@ -114,7 +114,7 @@ def test_other_calls_than_the_baselines_are_harm_beyond_those_of_the_baseline_it
 
 
 def test_json_is_judged_where_it_is_asked_for_or_expected() -> None:
-    plain = {"response_format": {"type": "json_object"}}
+    plain: dict[str, Any] = {"response_format": {"type": "json_object"}}
     found = measured(question(**plain), saying("{}"), saying("{"))
     assert found["json"] == (0, 1)
     schema = {"type": "object", "required": ["a"]}
@@ -122,7 +122,7 @@ def test_json_is_judged_where_it_is_asked_for_or_expected() -> None:
     assert found["json"] == (0, 1)
     assert measured(question(expect={"json": True}), saying("no"), saying("[]"))["json"] == (1, 0)
     assert "json" not in measured(question(expect={"json": False}), saying("{}"), saying("x"))
-    cut = {"finish": "length"}
+    cut: dict[str, Any] = {"finish": "length"}
     assert "json" not in measured(question(**plain), saying("{", **cut), saying("{", **cut))
 
 

@@ -11,20 +11,24 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kvquant.cli import rollouts
 from kvquant.cli.errors import Failure
 from kvquant.cli.files import write_whole
 from kvquant.cli.reading_verbs import OUTPUT, dump
-from kvquant.cli.session import Surroundings, Verb
+from kvquant.cli.session import Session, Surroundings, Verb, with_cluster
 from kvquant.cli.times import Seconds
 
 if TYPE_CHECKING:
     from kvquant.evaluation.document import EvaluationDocument
     from kvquant.evaluation.evaluating import Plan
     from kvquant.evaluation.results import Result
+    from kvquant.shadow.replaying import Replayer
 
 WIDEST = 110
 FOREVER = 7 * 24 * 3600.0
 """Seconds that a deadline of 0 stands for."""
+MOST_REQUESTS = 3
+"""That one example has under way at a time."""
 PROGRESS_SECONDS = 5.0
 """Between two lines of progress where nobody looks at a terminal."""
 
@@ -33,12 +37,12 @@ PROGRESS_SECONDS = 5.0
     name="eval",
     cls=Verb,
     epilog="""
-    kubectl port-forward deploy/llama 8001:8000 &
-    kubectl port-forward deploy/llama-int8-7f 8002:8000 &
-    {program} eval --dataset set.jsonl --baseline http://localhost:8001 \\
-      --canary http://localhost:8002 --report eval.html
+    {program} eval llama-fp8 --dataset set.jsonl --report eval.html
+    {program} eval --dataset set.jsonl --baseline http://localhost:8001 --canary http://localhost:8002
+    {program} eval llama-fp8 --dataset set.jsonl -o json | jq -r .outcome
     """,
 )
+@click.argument("name", required=False)
 @click.option(
     "--dataset",
     metavar="FILE",
@@ -48,11 +52,10 @@ PROGRESS_SECONDS = 5.0
 @click.option(
     "--baseline",
     metavar="URL",
-    required=True,
-    help="Base URL of the arm that is known to be good; or HOST:PORT of a headless Service, whose "
-    "pods are asked in turn.",
+    help="Base URL of the arm that is known to be good, such as that of a `kubectl port-forward`; "
+    "or HOST:PORT of a headless Service, whose pods are asked in turn.",
 )
-@click.option("--canary", metavar="URL", required=True, help="The same of the arm in question.")
+@click.option("--canary", metavar="URL", help="The same of the arm in question.")
 @click.option(
     "--baseline-model", metavar="NAME", help="Model to ask for there in place of the examples' own."
 )
@@ -122,13 +125,16 @@ PROGRESS_SECONDS = 5.0
     help="HTML file to write as well. It quotes the examples in which the canary did worst.",
 )
 @OUTPUT
+@with_cluster
 @click.pass_context
 def evaluate(
     ctx: click.Context,
+    connecting: Callable[[], Session],
     *,
+    name: str | None,
     dataset: str,
-    baseline: str,
-    canary: str,
+    baseline: str | None,
+    canary: str | None,
     baseline_model: str | None,
     canary_model: str | None,
     margin_percent: float,
@@ -144,6 +150,9 @@ def evaluate(
 ) -> None:
     """Ask both arms the examples of a set, and say whether the canary's answers are as good.
 
+    With the NAME of a rollout, its pods are asked through the API server, and no pod but them; else
+    name the arms by --baseline and --canary.
+
     Each example is asked of both at the same time, greedily. What is measured, each with paired
     confidence intervals over all examples, by length and by kind: answers that are missing, broken
     JSON, wrong tool calls, missing and wrong citations, refusals, expected texts, answers cut off,
@@ -157,6 +166,7 @@ def evaluate(
     of the engines is read from the file that KVQUANT_SHADOW_ENGINE_KEY_FILE names.
     """
     # Imported here, because `--help` and usage errors need none of it.
+    from kvquant.cli.evaluation import reaching
     from kvquant.evaluation.arms import ArmError, arm
     from kvquant.evaluation.evaluating import Plan
     from kvquant.evaluation.examples import DatasetError
@@ -166,37 +176,53 @@ def evaluate(
     from kvquant.shadow.settings import SettingsError, engine_key
 
     around = ctx.find_object(Surroundings) or Surroundings()
+    given = (baseline, canary)
+    if None in given and (name is None or given != (None, None)):
+        raise click.UsageError("name a rollout, or both --baseline and --canary", ctx)
+    models = (baseline_model, canary_model)
+    pace = Pace(
+        concurrency=concurrency,
+        example_seconds=example_deadline or FOREVER,
+        deadline_seconds=deadline or FOREVER,
+        noise_percent=noise_percent,
+        answer_tokens=answer_tokens,
+        seed=seed,
+    )
+    rollout, replayer = name, None
     try:
-        arms = arm("baseline", baseline, baseline_model), arm("canary", canary, canary_model)
+        if baseline is not None and canary is not None:
+            arms = arm("baseline", baseline, models[0]), arm("canary", canary, models[1])
+        else:
+            session = connecting()
+            seen = rollouts.find(session.cluster, session.namespace, name or "")
+            rollout = f"{seen.namespace}/{seen.name}"
+            arms = reaching.arms(session, seen, models)
+            most = MOST_REQUESTS * concurrency
+            replayer = reaching.ProxiedReplayer(session.proxied, most, pace.example_seconds)
     except ArmError as error:
         raise click.UsageError(str(error), ctx) from error
     try:
         plan = Plan(
             fetch(dataset),
             *arms,
-            pace=Pace(
-                concurrency=concurrency,
-                example_seconds=example_deadline or FOREVER,
-                deadline_seconds=deadline or FOREVER,
-                noise_percent=noise_percent,
-                answer_tokens=answer_tokens,
-                seed=seed,
-            ),
+            pace=pace,
             margins=Margins(margin_percent / 100, drift_percent / 100),
             patience=5.0,
             engine_key=engine_key(around.environment),
+            rollout=rollout,
         )
-        told = _run(plan)
+        told = _run(plan, replayer)
     except (DatasetError, ArmError, SettingsError) as error:
         raise Failure(str(error)) from error
     _tell(told, report, output, around)
 
 
-def _run(plan: Plan) -> EvaluationDocument:
+def _run(plan: Plan, replayer: Replayer | None) -> EvaluationDocument:
     from kvquant.evaluation.document import document
     from kvquant.evaluation.evaluating import evaluate as run
 
-    return document(asyncio.run(run(plan, _progress(len(plan.dataset.examples)))))
+    heard = _progress(len(plan.dataset.examples))
+    return document(asyncio.run(run(plan, heard, replayer)))
 
 
 def _progress(total: int) -> Callable[[Result], None]:
