@@ -65,6 +65,7 @@ def _run(asked: argparse.Namespace) -> Run:
             noise_percent=asked.noise_percent,
             answer_tokens=asked.answer_tokens,
             seed=asked.seed,
+            ignore_load=asked.ignore_load,
         ),
         margins=Margins(asked.margin_percent / 100, asked.drift_percent / 100),
         patience=asked.patience,
@@ -127,6 +128,11 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--noise-percent", type=_count(0, 100), default=pace.noise_percent)
     parser.add_argument("--answer-tokens", type=_count(1, 65536), default=pace.answer_tokens)
     parser.add_argument("--seed", type=int, default=pace.seed)
+    parser.add_argument(
+        "--ignore-load",
+        action="store_true",
+        help="ask also while the baseline has requests waiting, or a KV cache over 80 %% full",
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for report.json, report.html")
     parser.add_argument(
         "--summary", type=Path, metavar="FILE", help=f"default: {TERMINATION_FILE} where it is"

@@ -24,6 +24,7 @@ from kvquant.evaluation.results import (
     Result,
     Said,
 )
+from kvquant.evaluation.sparing import Spare
 from kvquant.shadow import scoring
 from kvquant.shadow.answers import Answer
 from kvquant.shadow.comparing import compare
@@ -45,6 +46,7 @@ class Pace:
         answer_tokens: Longest answer that is asked for where an example does not say.
         score_tokens: Longest prompt whose answer is scored for drift; 0: none is.
         seed: Of the order in which they are asked.
+        ignore_load: Examples are asked also while the baseline has its hands full.
     """
 
     concurrency: int = 4
@@ -54,6 +56,7 @@ class Pace:
     answer_tokens: int = 1024
     score_tokens: int = 32768
     seed: int = 1
+    ignore_load: bool = False
 
 
 class Runner:
@@ -63,6 +66,7 @@ class Runner:
         """Make one for arms that have been reached."""
         self._replayer, self._pace = replayer, pace
         self._baseline, self._canary = baseline, canary
+        self._spare = Spare(replayer, baseline)
 
     async def run(self, examples: list[Example], heard: Callable[[Result], None]) -> list[Result]:
         """Return what became of each example; never raises for what an engine does.
@@ -76,20 +80,24 @@ class Runner:
 
         async def work() -> None:
             for example in waiting:
+                await self._spare.ready()
                 result = await self._example(example)
                 results.append(result)
                 heard(result)
 
-        refreshing = asyncio.create_task(self._refresh())
+        beside = [asyncio.create_task(self._refresh())]
+        if not self._pace.ignore_load:
+            await self._spare.look()
+            beside.append(asyncio.create_task(self._spare.watch()))
         workers = [asyncio.create_task(work()) for _ in range(self._pace.concurrency)]
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._pace.deadline_seconds):
                     await asyncio.gather(*workers)
         finally:
-            for task in (refreshing, *workers):
+            for task in (*beside, *workers):
                 task.cancel()
-            await asyncio.gather(refreshing, *workers, return_exceptions=True)
+            await asyncio.gather(*beside, *workers, return_exceptions=True)
         return [*results, *self._unasked(examples, {result.id for result in results})]
 
     def _unasked(self, examples: list[Example], done: set[str]) -> Iterator[Result]:

@@ -12,7 +12,9 @@ from typing import Any
 import aiohttp
 
 from kvquant.core.shadow_settings import MARK_HEADER
+from kvquant.shadow import throttle
 from kvquant.shadow.pods import Choice
+from kvquant.shadow.throttle import Load
 
 CONNECT_WITHIN = 5.0
 LONGEST_ANSWER = 64 * 2**20
@@ -132,6 +134,10 @@ class Replayer:
             f"{pod}{path}", headers=self._headers, allow_redirects=False
         ) as answer:
             return await _reply(answer)
+
+    async def load(self, pod: str) -> Load | None:
+        """Return how busy a pod is; None: it does not tell."""
+        return await throttle.scrape(self._client, pod)
 
     async def post(self, pod: str, path: str, data: bytes) -> Reply:
         """Send a request to a pod.

@@ -294,3 +294,43 @@ async def test_a_connection_that_breaks_is_tried_again_and_an_error_is_not(tmp_p
     assert (len(flaky.asked), len(failing.asked)) == (2, 1)
     assert program.summary.answered == 1
     assert "PLANTED" not in (tmp_path / "summary").read_text()
+
+
+class Relieved(Engine):
+    """A pod that has requests waiting until its load has been asked for twice."""
+
+    looks = 0
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        self.looks += 1
+        self.waiting = 3 if self.looks <= 2 else 0
+        return await super().metrics(request)
+
+
+async def test_nothing_is_asked_while_the_baseline_has_its_hands_full(tmp_path: Path) -> None:
+    example = {"id": "a", "endpoint": "/v1/completions", "body": {"model": "m", "prompt": "Hi"}}
+    busy, relieved, canary = Engine(waiting=3), Relieved(), Engine()
+    async with listening(busy), listening(relieved), listening(canary):
+        there = f"http://127.0.0.1:{canary.port}"
+        program = Program(tmp_path, f"http://127.0.0.1:{busy.port}", there)
+        words = ("--noise-percent", "0", "--deadline")
+        assert await program.run([example], *words, "1") == 0
+        assert not busy.asked
+        assert not canary.asked
+        assert "baseline: deadline 1" in program.summary.message
+        assert await program.run([example], *words, "30", "--ignore-load") == 0
+        assert len(busy.asked) == 1
+        program.baseline = f"http://127.0.0.1:{relieved.port}"
+        assert await program.run([example], *words, "30") == 0
+    assert relieved.looks == 3
+    assert len(relieved.asked) == 1
+
+
+async def test_a_baseline_without_metrics_holds_nothing_back(tmp_path: Path) -> None:
+    baseline, canary = Engine(metrics_status=404), Engine()
+    example = {"id": "a", "endpoint": "/v1/completions", "body": {"model": "m", "prompt": "Hi"}}
+    async with listening(baseline), listening(canary):
+        places = (f"http://127.0.0.1:{engine.port}" for engine in (baseline, canary))
+        program = Program(tmp_path, *places)
+        assert await program.run([example]) == 0
+    assert program.summary.answered == 1

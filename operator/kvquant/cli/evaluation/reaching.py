@@ -19,7 +19,9 @@ from kvquant.core.shadow_settings import MARK_HEADER
 from kvquant.engines import vllm
 from kvquant.evaluation.arms import Arm, ArmError, Fixed
 from kvquant.ports import Object
+from kvquant.shadow import throttle
 from kvquant.shadow.replaying import Replayer, Reply, failed, read
+from kvquant.shadow.throttle import Load
 
 
 def arms(session: Session, seen: Seen, models: tuple[str | None, str | None]) -> tuple[Arm, Arm]:
@@ -98,20 +100,33 @@ class ProxiedReplayer(Replayer):
 
     async def get(self, pod: str, path: str) -> Reply:
         """Read something from a pod."""
-        return await self._through("GET", pod + path, None)
+        return await self._reply("GET", pod + path, None)
 
     async def post(self, pod: str, path: str, data: bytes) -> Reply:
         """Send a request to a pod."""
-        return await self._through("POST", pod + path, json.loads(data))
+        return await self._reply("POST", pod + path, json.loads(data))
 
-    async def _through(self, method: str, path: str, body: Mapping[str, Any] | None) -> Reply:
+    async def load(self, pod: str) -> Load | None:
+        """Return how busy a pod is; None: it does not tell."""
+        try:
+            status, text = await self._through("GET", f"{pod}/metrics", None)
+        except ConnectionError:
+            return None
+        return throttle.read(text) if status == 200 else None
+
+    async def _through(
+        self, method: str, path: str, body: Mapping[str, Any] | None
+    ) -> tuple[int, str]:
         def send() -> tuple[int, str]:
             return self._proxied(method, path, body, {MARK_HEADER: "1"}, self._patience)
 
         try:
-            status, text = await asyncio.get_running_loop().run_in_executor(self._threads, send)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, send)
         except errors.Unavailable as error:
             raise ConnectionError(str(error)) from None
+
+    async def _reply(self, method: str, path: str, body: Mapping[str, Any] | None) -> Reply:
+        status, text = await self._through(method, path, body)
         if status == 200:
             return read(text)
         if (said := _of_the_server(text)) is not None:

@@ -91,6 +91,11 @@ PROGRESS_SECONDS = 5.0
     help="Examples under way at a time; each is two or three requests.",
 )
 @click.option(
+    "--ignore-load",
+    is_flag=True,
+    help="Ask also while the baseline has requests waiting, or its KV cache more than 80 % full.",
+)
+@click.option(
     "--answer-tokens",
     type=click.IntRange(1, 65536),
     default=1024,
@@ -141,6 +146,7 @@ def evaluate(
     drift_percent: float,
     noise_percent: int,
     concurrency: int,
+    ignore_load: bool,
     answer_tokens: int,
     deadline: float,
     example_deadline: float,
@@ -162,8 +168,9 @@ def evaluate(
     many there are. Inconclusive: too few examples or answers to tell. The exit status is 0 for all
     three; with -o json, the field `outcome` tells them apart.
 
-    The arms do the work at once and beside their users: choose --concurrency with care. An API key
-    of the engines is read from the file that KVQUANT_SHADOW_ENGINE_KEY_FILE names.
+    The arms do the work beside their users: while the baseline's metrics say that it has its hands
+    full, nothing new is asked. An API key of the engines is read from the file that
+    KVQUANT_SHADOW_ENGINE_KEY_FILE names.
     """
     # Imported here, because `--help` and usage errors need none of it.
     from kvquant.cli.evaluation import reaching
@@ -187,6 +194,7 @@ def evaluate(
         noise_percent=noise_percent,
         answer_tokens=answer_tokens,
         seed=seed,
+        ignore_load=ignore_load,
     )
     rollout, replayer = name, None
     try:
