@@ -16,7 +16,6 @@ class Progress:
         total: int,
         write: Callable[[str], None],
         every: float,
-        last: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin.
@@ -25,11 +24,9 @@ class Progress:
             total: Examples in the set.
             write: Takes a line.
             every: Seconds between two lines at least.
-            last: Is called after the last line.
             clock: Returns the present time in seconds.
         """
         self._total, self._write, self._every, self._clock = total, write, every, clock
-        self._ended = last
         self._began = self._last = clock()
         self._done = self._baseline_missing = self._canary_missing = 0
 
@@ -42,8 +39,6 @@ class Progress:
         if self._done == self._total or now - self._last >= self._every:
             self._last = now
             self._write(self._line(now - self._began))
-        if self._done == self._total:
-            self._ended()
 
     def _line(self, took: float) -> str:
         left = took / self._done * (self._total - self._done)

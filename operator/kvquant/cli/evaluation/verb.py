@@ -29,6 +29,7 @@ FOREVER = 7 * 24 * 3600.0
 """Seconds that a deadline of 0 stands for."""
 MOST_REQUESTS = 3
 """That one example has under way at a time."""
+BAR_SECONDS = 0.2
 PROGRESS_SECONDS = 5.0
 """Between two lines of progress where nobody looks at a terminal."""
 
@@ -229,19 +230,26 @@ def _run(plan: Plan, replayer: Replayer | None) -> EvaluationDocument:
     from kvquant.evaluation.document import document
     from kvquant.evaluation.evaluating import evaluate as run
 
-    heard = _progress(len(plan.dataset.examples))
-    return document(asyncio.run(run(plan, heard, replayer)))
+    looked_at = sys.stderr.isatty()
+    heard = _progress(len(plan.dataset.examples), looked_at)
+    told = document(asyncio.run(run(plan, heard, replayer)))
+    if looked_at:
+        click.echo(err=True)
+    return told
 
 
-def _progress(total: int) -> Callable[[Result], None]:
+def _progress(total: int, looked_at: bool) -> Callable[[Result], None]:
+    """Return what tells how far it has come: on one line where somebody looks, else on many."""
     from kvquant.evaluation.progress import Progress
 
-    if not sys.stderr.isatty():
+    if not looked_at:
         return Progress(total, lambda line: click.echo(line, err=True), PROGRESS_SECONDS)
     width = shutil.get_terminal_size().columns - 1
-    bar = Progress(total, lambda line: click.echo(f"\r{line[:width]:<{width}}", nl=False, err=True),
-                   every=0.2, last=lambda: click.echo(err=True))  # fmt: skip
-    return bar
+
+    def redraw(line: str) -> None:
+        click.echo(f"\r{line[:width]:<{width}}", nl=False, err=True)
+
+    return Progress(total, redraw, BAR_SECONDS)
 
 
 def _tell(told: EvaluationDocument, report: Path | None, output: str, around: Surroundings) -> None:
