@@ -102,7 +102,7 @@ def root(kubectl: Kubectl, connection: Connection, namespace: str, engine: Engin
 
 
 def replayer(kubeconfig: Path) -> ProxiedReplayer:
-    return ProxiedReplayer(connect(Access(str(kubeconfig))).proxied, 2, 30.0)
+    return ProxiedReplayer(connect(Access(str(kubeconfig))).proxied, 30.0)
 
 
 async def test_requests_of_any_length_reach_the_pod_with_our_mark(

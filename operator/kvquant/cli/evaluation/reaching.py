@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar, cast
 
 from kvquant import errors
 from kvquant.api import names
@@ -17,11 +18,13 @@ from kvquant.cli.session import Proxied, Session
 from kvquant.core.manifests import engine_container, target_selector
 from kvquant.core.shadow_settings import MARK_HEADER
 from kvquant.engines import vllm
-from kvquant.evaluation.arms import Arm, ArmError, Fixed
+from kvquant.evaluation.arms import LOOK_SECONDS, Arm, ArmError, Fixed
 from kvquant.ports import Object
 from kvquant.shadow import throttle
 from kvquant.shadow.replaying import Replayer, Reply, failed, read
-from kvquant.shadow.throttle import Load
+from kvquant.shadow.throttle import SCRAPE_WITHIN, Load
+
+T = TypeVar("T")
 
 
 def arms(session: Session, seen: Seen, models: tuple[str | None, str | None]) -> tuple[Arm, Arm]:
@@ -86,47 +89,47 @@ def _ready(pods: list[Object]) -> Iterator[str]:
 class ProxiedReplayer(Replayer):
     """Asks pods through the API server, whose client blocks: in threads."""
 
-    def __init__(self, proxied: Proxied, requests: int, patience: float) -> None:
+    def __init__(self, proxied: Proxied, patience: float) -> None:
         """Make one.
 
         Args:
             proxied: Sends a request through the API server.
-            requests: How many may be under way at a time.
             patience: Seconds to wait for an answer at most.
         """
         self._proxied, self._patience = proxied, patience
-        self._threads = ThreadPoolExecutor(requests, "proxied")
         self._clock = time.monotonic
 
     async def get(self, pod: str, path: str) -> Reply:
         """Read something from a pod."""
-        return await self._reply("GET", pod + path, None)
+        return await self._reply("GET", pod + path, None, LOOK_SECONDS)
 
     async def post(self, pod: str, path: str, data: bytes) -> Reply:
         """Send a request to a pod."""
-        return await self._reply("POST", pod + path, json.loads(data))
+        return await self._reply("POST", pod + path, json.loads(data), self._patience)
 
     async def load(self, pod: str) -> Load | None:
         """Return how busy a pod is; None: it does not tell."""
         try:
-            status, text = await self._through("GET", f"{pod}/metrics", None)
+            status, text = await self._through("GET", f"{pod}/metrics", None, SCRAPE_WITHIN)
         except ConnectionError:
             return None
         return throttle.read(text) if status == 200 else None
 
     async def _through(
-        self, method: str, path: str, body: Mapping[str, Any] | None
+        self, method: str, path: str, body: Mapping[str, Any] | None, patience: float
     ) -> tuple[int, str]:
         def send() -> tuple[int, str]:
-            return self._proxied(method, path, body, {MARK_HEADER: "1"}, self._patience)
+            return self._proxied(method, path, body, {MARK_HEADER: "1"}, patience)
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, send)
+            return await _in_thread(send)
         except errors.Unavailable as error:
             raise ConnectionError(str(error)) from None
 
-    async def _reply(self, method: str, path: str, body: Mapping[str, Any] | None) -> Reply:
-        status, text = await self._through(method, path, body)
+    async def _reply(
+        self, method: str, path: str, body: Mapping[str, Any] | None, patience: float
+    ) -> Reply:
+        status, text = await self._through(method, path, body, patience)
         if status == 200:
             return read(text)
         if (said := _of_the_server(text)) is not None:
@@ -137,6 +140,37 @@ class ProxiedReplayer(Replayer):
                 )
             raise ConnectionError(said)
         return failed(status)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Return what a blocking call returns.
+
+    In a thread that nobody waits for at the end of the program, as an executor's are: an engine
+    that hangs would hold the user's prompt for minutes after the verdict.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(cast("T", result))
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        # The loop may be closed by now: then nobody waits for it.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name="proxied", daemon=True).start()
+    return await future
 
 
 def _of_the_server(text: str) -> str | None:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 WIDEST = 110
 FOREVER = 7 * 24 * 3600.0
 """Seconds that a deadline of 0 stands for."""
-MOST_REQUESTS = 3
-"""That one example has under way at a time."""
 BAR_SECONDS = 0.2
 PROGRESS_SECONDS = 5.0
 """Between two lines of progress where nobody looks at a terminal."""
@@ -206,8 +204,7 @@ def evaluate(
             seen = rollouts.find(session.cluster, session.namespace, name or "")
             rollout = f"{seen.namespace}/{seen.name}"
             arms = reaching.arms(session, seen, models)
-            most = MOST_REQUESTS * concurrency
-            replayer = reaching.ProxiedReplayer(session.proxied, most, pace.example_seconds)
+            replayer = reaching.ProxiedReplayer(session.proxied, pace.example_seconds)
     except ArmError as error:
         raise click.UsageError(str(error), ctx) from error
     try:
