@@ -9,10 +9,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import traceback
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from kvquant.core.evaluation_summary import TERMINATION_FILE
 from kvquant.evaluation.arms import ArmError, arm
@@ -44,8 +48,13 @@ def main(words: list[str] | None = None) -> int:
             target.write_text(summary, encoding="utf-8")
     except (DatasetError, ArmError, SettingsError) as error:
         return _failed(asked, str(error))
+    except asyncio.CancelledError:
+        return _failed(asked, "it was told to end (SIGTERM) before it had a verdict")
     except OSError as error:
         return _failed(asked, f"cannot write {error.filename}: {error.strerror or error}")
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(asked, f"kvquant is at fault ({type(error).__name__}); see the pod's log")
     sys.stdout.write(f"{run.judged.verdict}: {run.judged.message}\n{summary}\n")
     sys.stdout.flush()
     return 0
@@ -71,7 +80,16 @@ def _run(asked: argparse.Namespace) -> Run:
         patience=asked.patience,
         engine_key=settings.engine_key(),
     )
-    return asyncio.run(evaluate(plan, progress))
+    return asyncio.run(_until_told_to_end(evaluate(plan, progress)))
+
+
+async def _until_told_to_end(work: Coroutine[Any, Any, Run]) -> Run:
+    """Do the work, and stop at SIGTERM, by which a Job that takes too long is ended."""
+    task = asyncio.ensure_future(work)
+    # Signals come to the main thread only.
+    if threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
 
 
 def _print(line: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,8 +18,8 @@ from aiohttp import web
 from kvquant.core.evaluation_summary import MOST_BYTES, EvaluationSummary, MeasureSummary, Outcome
 from kvquant.evaluation.__main__ import main
 from tests.component.evaluation.sets import chat, mixed, sources, write
-from tests.component.shadow.fakes import Engine, listening
-from tests.engine_sim.running import Running, free_port, running
+from tests.component.shadow.fakes import Engine, hang, listening
+from tests.engine_sim.running import REPOSITORY, Running, free_port, running
 
 SCALE = 1000.0
 ENOUGH = 80
@@ -334,3 +336,30 @@ async def test_a_baseline_without_metrics_holds_nothing_back(tmp_path: Path) -> 
         program = Program(tmp_path, *places)
         assert await program.run([example]) == 0
     assert program.summary.answered == 1
+
+
+async def test_a_process_that_is_told_to_end_says_so_where_kubernetes_looks(tmp_path: Path) -> None:
+    asked = asyncio.Event()
+
+    async def hanging(body: dict[str, Any]) -> web.StreamResponse:
+        asked.set()
+        return await hang(body)
+
+    engine = Engine(instead=hanging)
+    example = {"id": "a", "endpoint": "/v1/completions", "body": {"model": "m", "prompt": "Hi"}}
+    path = write(tmp_path / "set.jsonl", [example])
+    async with listening(engine):
+        there = f"http://127.0.0.1:{engine.port}"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "kvquant.evaluation", "--dataset", str(path)),
+            *("--baseline", there, "--canary", there, "--summary", str(tmp_path / "summary")),
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY / "operator")},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(60):
+            await asked.wait()
+            process.terminate()
+            _, said = await process.communicate()
+    assert process.returncode == 1
+    assert said.decode() == "error: it was told to end (SIGTERM) before it had a verdict\n"
+    assert (tmp_path / "summary").read_text() == said.decode().strip()
