@@ -8,8 +8,8 @@ from kvquant.cli.report.svg import Node, Scale, drawing, nice_ceiling
 from kvquant.evaluation.document import CellDocument, MeasureDocument
 
 WIDTH = 960.0
-LEFT, RIGHT = 230.0, 210.0
-ROW, TOP, BOTTOM = 24.0, 14.0, 30.0
+LEFT, RIGHT = 220.0, 226.0
+ROW, TOP, BOTTOM = 24.0, 14.0, 32.0
 MOST_TICKS = 4
 STYLES = {"Pass": "good", "Fail": "bad", "Inconclusive": "open"}
 
@@ -41,7 +41,9 @@ def _axis(svg: Node, x: Scale, floor: float) -> None:
     for number in range(math.ceil(x.low / step), math.floor(x.high / step) + 1):
         at = x(number * step)
         svg.add("line", x1=at, x2=at, y1=TOP - 6, y2=floor, class_="grid")
-        svg.add("text", f"{number * step:+.10g} %", x=at, y=floor + 14, class_="tick")
+        svg.add(
+            "text", f"{number * step:+.10g} %" if number else "0", x=at, y=floor + 14, class_="tick"
+        )
     svg.add("line", x1=LEFT, x2=WIDTH - RIGHT, y1=floor, y2=floor, class_="axis")
 
 
@@ -57,7 +59,8 @@ def _row(svg: Node, x: Scale, measure: MeasureDocument, cell: CellDocument, y: f
     svg.add("line", x1=x(low), x2=x(high), y1=y, y2=y, class_=f"interval {style}{whole}")
     size = 4.5 if cell.by == "all" else 3.5
     dot = svg.add("circle", cx=x(middle), cy=y, r=size, class_=f"mean {style}")
-    told = f"{middle:+.2f} % ({low:+.2f} to {high:+.2f})"
+    digits = 2 if measure.scale == "nats" else 1
+    told = f"{middle:+.{digits}f} % ({low:+.{digits}f} to {high:+.{digits}f})"
     dot.add("title", f"{names[cell.by]}: {told}, {cell.pairs} examples, {cell.outcome.value}")
     svg.add("text", told, x=WIDTH - RIGHT + 12, y=y + 4, class_=f"told {style}")
 
