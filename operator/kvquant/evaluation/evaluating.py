@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from kvquant.evaluation.arms import Arm, ArmError, reach
-from kvquant.evaluation.document import Run
+from kvquant.evaluation.cells import Margins
 from kvquant.evaluation.examples import Example
 from kvquant.evaluation.fetching import Dataset
-from kvquant.evaluation.judging import Margins, judge
+from kvquant.evaluation.judging import judge
+from kvquant.evaluation.reporting import Run
 from kvquant.evaluation.results import Result
 from kvquant.evaluation.running import Pace, Runner
 from kvquant.shadow.replaying import Replayer, client

@@ -8,7 +8,8 @@ from kvquant.core.evaluation_summary import (
     MeasureSummary,
     Outcome,
 )
-from kvquant.evaluation.judging import KIND, Cell, Judged, decisive
+from kvquant.evaluation.cells import KIND, Cell
+from kvquant.evaluation.judging import Judged, decisive
 from kvquant.evaluation.statistics import Verdict
 
 LONGEST_MESSAGE = 600

@@ -9,7 +9,8 @@ import pytest
 
 from kvquant.core.evaluation_summary import MOST_BYTES, EvaluationSummary, Outcome
 from kvquant.core.shadow_settings import BUCKETS
-from kvquant.evaluation.judging import Cell, Judged, Margins, judge, worst_examples
+from kvquant.evaluation.cells import Cell, Margins
+from kvquant.evaluation.judging import Judged, judge, worst_examples
 from kvquant.evaluation.kinds import Kind
 from kvquant.evaluation.results import CANARY, Result
 from kvquant.evaluation.statistics import Verdict

@@ -174,10 +174,10 @@ def evaluate(
     # Imported here, because `--help` and usage errors need none of it.
     from kvquant.cli.evaluation import reaching
     from kvquant.evaluation.arms import ArmError, arm
+    from kvquant.evaluation.cells import Margins
     from kvquant.evaluation.evaluating import Plan
     from kvquant.evaluation.examples import DatasetError
     from kvquant.evaluation.fetching import fetch
-    from kvquant.evaluation.judging import Margins
     from kvquant.evaluation.running import Pace
     from kvquant.shadow.settings import SettingsError, engine_key
 
@@ -224,8 +224,8 @@ def evaluate(
 
 
 def _run(plan: Plan, replayer: Replayer | None) -> EvaluationDocument:
-    from kvquant.evaluation.document import document
     from kvquant.evaluation.evaluating import evaluate as run
+    from kvquant.evaluation.reporting import document
 
     looked_at = sys.stderr.isatty()
     heard = _progress(len(plan.dataset.examples), looked_at)
