@@ -6,7 +6,7 @@ import hashlib
 import json
 from datetime import datetime, timedelta
 
-from kvquant import autoscaling, shadow_acting
+from kvquant import autoscaling, evaluation_acting, shadow_acting
 from kvquant.api import names
 from kvquant.api.v1alpha1 import Phase, Pool, Status, Verdict, parse_duration
 from kvquant.config import OperatorConfig
@@ -65,6 +65,7 @@ class Actor:
         self._shadow(world, status, status.baseline, status.canary, now)
         if status.settled and status.phase is Phase.PROMOTED:
             self._retire(world, status.baseline)
+        self._evaluate(world, status.baseline, status.canary)
         if status.settled:
             self._release_autoscalers_once(world, now)
         else:
@@ -265,6 +266,17 @@ class Actor:
             ports = self._ports(world)
             for obj in shadow_acting.objects(world, baseline, canary, ports, self._config):
                 self._apply(obj, now, REAPPLY_AFTER)
+
+    def _evaluate(self, world: World, baseline: Pool, canary: Pool) -> None:
+        """Make the Job of the run that is on its way, and stop every other.
+
+        What has ended is kept for its log until Kubernetes removes it.
+        """
+        for job in evaluation_acting.superfluous(world):
+            self._cluster.delete("Job", *_address(job))
+        if evaluation_acting.missing(world):
+            ports = self._ports(world)
+            self._cluster.apply(evaluation_acting.job(world, baseline, canary, ports, self._config))
 
     def _label(self, world: World, status: Status) -> None:
         """Let exactly the proven containers' pods into the slot's Service."""

@@ -39,7 +39,8 @@ class OperatorConfig:
         tick_seconds: Seconds between two looks at the metrics of all rollouts.
         router_image: Image of the routers that the operator creates.
         shadow_image: Image of the shadow services that the operator creates.
-        image_pull_policy: Pull policy of both.
+        evaluation_image: Image of the Jobs that evaluate example sets.
+        image_pull_policy: Pull policy of all of them.
         xds_host: Name by which routers reach this operator's weights service.
         xds_port: Port of the weights service.
         metrics_port: Port of the operator's own Prometheus metrics.
@@ -69,6 +70,7 @@ class OperatorConfig:
     tick_seconds: float = 15.0
     router_image: str = "kvquant/router:dev"
     shadow_image: str = "kvquant/shadow:dev"
+    evaluation_image: str = "kvquant/shadow:dev"
     image_pull_policy: str = "IfNotPresent"
     xds_host: str = "kvquant-xds.kvquant-system.svc"
     xds_port: int = 18000

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from kvquant import evaluation_acting
 from kvquant.analysing import Analyses
 from kvquant.api import names
 from kvquant.api.v1alpha1 import Phase, PodProof, Status, Verdict
@@ -131,6 +132,7 @@ def observe(
         router=RouterView(available, acknowledged.connected, acknowledged.applied),
         proofs=tuple(p for p in status.regime_proof if _still_there(p, canary_pods)),
         **_shadow_pods(world),
+        **evaluation_acting.seen(world),
     )
     if urgent(status, asked) or _alarmed(status, seen, now):
         return seen

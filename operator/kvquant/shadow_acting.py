@@ -17,7 +17,7 @@ from kvquant.core.shadow_settings import (
 from kvquant.ports import Object
 from kvquant.world import World
 
-WANTED = frozenset({Phase.VERIFYING, Phase.SHADOWING})
+WANTED = frozenset({Phase.VERIFYING, Phase.EVALUATING, Phase.SHADOWING})
 """Phases in which the service is brought up. It is asked for early, so that it is ready when its
 phase begins."""
 

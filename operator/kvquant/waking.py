@@ -40,8 +40,9 @@ class Waker:
             obj: The object after the change; before it, when it is gone.
             touched: Whether more has changed than what controllers report.
         """
-        # Of what controllers report, only pods make passes: they become ready, and they die.
-        if not touched and obj["kind"] != "Pod":
+        # Of what controllers report, only pods make passes, which become ready and die, and Jobs,
+        # which end.
+        if not touched and obj["kind"] not in ("Job", "Pod"):
             return
         if names.LABEL_ROUTER in labels_of(obj):
             self._doubt(obj)

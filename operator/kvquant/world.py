@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from kvquant.api import names
 from kvquant.api.v1alpha1 import KVQuantRollout, Phase
 from kvquant.core import record
+from kvquant.core.evaluation_manifests import jobs_selector
 from kvquant.core.manifests import target_selector
 from kvquant.core.observation import PodView
 from kvquant.core.router_manifests import shadow_name, shadow_selector
@@ -32,6 +33,8 @@ class World:
     record: Object | None = None
     shadow: Object | None = None
     """Deployment of the rollout's own shadow service."""
+    dataset: Object | None = None
+    """ConfigMap with the example set, read while it may be needed."""
     taken_by: str | None = None
     """Another rollout that drives the router now; None when it is ours or free to be taken."""
     target_taken_by: str | None = None
@@ -39,6 +42,8 @@ class World:
     baseline_pods: list[Object] = field(default_factory=list)
     canary_pods: list[Object] = field(default_factory=list)
     shadow_pods: list[Object] = field(default_factory=list)
+    evaluation_jobs: list[Object] = field(default_factory=list)
+    evaluation_pods: list[Object] = field(default_factory=list)
 
     @property
     def holder(self) -> str | None:
@@ -119,7 +124,27 @@ def read(cluster: Cluster, raw: Object) -> World:
         if shadow is not None and rollout.metadata.uid in _owners(shadow):
             world.shadow = shadow
             world.shadow_pods = cluster.list("Pod", namespace, shadow_selector(router))
+        _read_evaluation(cluster, world)
     return world
+
+
+def _read_evaluation(cluster: Cluster, world: World) -> None:
+    """Read the Jobs of a rollout that evaluates an example set; others ask for none."""
+    rollout, namespace = world.rollout, world.rollout.metadata.namespace
+    asked, status = rollout.spec.evaluation, rollout.status
+    if asked is None and status.evaluation is None:
+        return
+    selector = jobs_selector(rollout.metadata.name)
+    world.evaluation_jobs = [
+        job
+        for job in cluster.list("Job", namespace, selector)
+        if rollout.metadata.uid in _owners(job)
+    ]
+    if status.phase is not Phase.EVALUATING:
+        return
+    world.evaluation_pods = cluster.list("Pod", namespace, selector)
+    if asked is not None and asked.dataset.config_map_name is not None:
+        world.dataset = cluster.get("ConfigMap", namespace, asked.dataset.config_map_name)
 
 
 def _owners(obj: Object) -> set[str]:

@@ -22,13 +22,13 @@ from kvquant.ports import Object
 from tests.fakes import merging, schema
 
 KINDS = frozenset(
-    {names.KIND, "ConfigMap", "Deployment", "Event", "HorizontalPodAutoscaler", "Pod"}
-    | {"PodDisruptionBudget", "ReplicaSet", "Secret", "Service", "ServiceAccount"}
+    {names.KIND, "ConfigMap", "Deployment", "Event", "HorizontalPodAutoscaler", "Job"}
+    | {"Pod", "PodDisruptionBudget", "ReplicaSet", "Secret", "Service", "ServiceAccount"}
 )
 
 STATUS_SUBRESOURCE = frozenset(
-    {names.KIND, "Deployment", "HorizontalPodAutoscaler", "Pod", "PodDisruptionBudget"}
-    | {"ReplicaSet", "Service"}
+    {names.KIND, "Deployment", "HorizontalPodAutoscaler", "Job", "Pod"}
+    | {"PodDisruptionBudget", "ReplicaSet", "Service"}
 )
 """Kinds whose status cannot be written through the object itself."""
 

@@ -27,7 +27,7 @@ from kvquant.ports import Object
 logger = logging.getLogger(__name__)
 
 WATCHED = frozenset(
-    {names.KIND, "ConfigMap", "Deployment", "HorizontalPodAutoscaler", "Pod"}
+    {names.KIND, "ConfigMap", "Deployment", "HorizontalPodAutoscaler", "Job", "Pod"}
     | {"PodDisruptionBudget", "Service", "ServiceAccount"}
 )
 """Kinds that passes read or apply. Others, such as Secrets, are read directly and never kept."""

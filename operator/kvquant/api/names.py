@@ -25,6 +25,8 @@ LABEL_KILL_SWITCH = f"{GROUP}/kill-switch"
 """On the ConfigMap that sends every request of the cluster to the baselines."""
 LABEL_RECORD = f"{GROUP}/record"
 """On the ConfigMap that holds every decision of a rollout: "true"."""
+LABEL_EVALUATION = f"{GROUP}/evaluation"
+"""On the Jobs of a rollout's evaluation and on their pods: the Job's name."""
 
 ANNOTATION_VERIFIED = f"{GROUP}/verified-container"
 """On a serving pod: the container id that the regime proof saw. Another id needs a new proof."""

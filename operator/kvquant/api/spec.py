@@ -13,6 +13,7 @@ from pydantic import Field
 
 from kvquant.api import custom_signals
 from kvquant.api.custom_signals import CustomSignal
+from kvquant.api.evaluation import DEADLINE_RULE, Evaluation
 from kvquant.api.fields import Duration, Model, Name, Percent, PositiveDuration
 
 
@@ -317,6 +318,12 @@ class Spec(Model):
     """How traffic is split between the pools."""
     engine: Engine = Engine()
     """How to find the inference engine in the target's pod template. The defaults fit vLLM."""
+    evaluation: Annotated[
+        Evaluation | None,
+        Field(json_schema_extra={"x-kubernetes-validations": [DEADLINE_RULE]}),
+    ] = None
+    """An example set of yours that both pools answer before any request of a user's is copied or
+    sent to the canary: `kubectl kvquant dataset` makes one. Default: none."""
     shadow: Shadow = Shadow()
     """Copies of real requests that both pools answer before the first step. Needs no change of the
     clients. `percent: 0` leaves it out."""

@@ -22,6 +22,7 @@ class Phase(StrEnum):
     PENDING = "Pending"
     PROVISIONING = "Provisioning"
     VERIFYING = "Verifying"
+    EVALUATING = "Evaluating"
     SHADOWING = "Shadowing"
     PROGRESSING = "Progressing"
     PROMOTED = "Promoted"
@@ -175,6 +176,55 @@ class ShadowReport(Model):
     """What was seen by length of the request. A length that is not covered was not evaluated."""
 
 
+class EvaluationMeasure(Model):
+    """One measure of an evaluation, over the whole set or over the part in which it is worst."""
+
+    name: Annotated[str, Field(max_length=64)]
+    """Name of the measure, such as citations or drift."""
+    bucket: Annotated[str, Field(max_length=64)] = "all"
+    """Which examples: `all`, or those of a length or of a kind."""
+    pairs: int
+    """Examples behind it."""
+    difference: str
+    """By how much the canary is worse, as a share of the examples (drift: nats per token)."""
+    lower: str
+    """Lower bound of the difference."""
+    upper: str
+    """Upper bound of the difference."""
+    margin: str
+    """What the canary was allowed."""
+    verdict: Verdict
+    """Verdict of this measure alone."""
+
+
+class EvaluationReport(Model):
+    """What the evaluation of the example set has come to in this attempt."""
+
+    run: int = 0
+    """Number of the run in this attempt; 0 before the first."""
+    job: str | None = None
+    """Name of the run's Job; absent while none is on its way or has ended."""
+    started_at: AwareDatetime | None = None
+    """When the Job was asked for."""
+    ended_at: AwareDatetime | None = None
+    """When its outcome was seen."""
+    verdict: Verdict | None = None
+    """Absent until there is one. Error: the evaluation itself failed, which says nothing of the
+    canary."""
+    reason: Annotated[str | None, Field(max_length=64)] = None
+    """Machine-readable cause of an Error."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """The verdict in a sentence."""
+    examples: int | None = None
+    """Examples in the set."""
+    answered: int | None = None
+    """Examples that count: both pools answered, or the canary alone did not."""
+    failures: int = 0
+    """Runs in a row that failed themselves."""
+    measures: Annotated[tuple[EvaluationMeasure, ...], Field(max_length=16)] = ()
+    """Those that decided or are worst come first."""
+
+
 class TrafficSpan(Model):
     """A split of the traffic and when it was committed."""
 
@@ -222,6 +272,7 @@ class DecisionKind(StrEnum):
     UNKILL = "Unkill"
     SETTLE = "Settle"
     SHADOW = "Shadow"
+    EVALUATE = "Evaluate"
 
 
 class DecisionRecord(Model):
@@ -364,6 +415,8 @@ class Status(Model):
     """The latest verdict or the reason to wait, in a few words."""
     analysis: AnalysisReport | None = None
     """The latest look at the evidence."""
+    evaluation: EvaluationReport | None = None
+    """The evaluation of the example set in this attempt."""
     shadow: ShadowReport | None = None
     """The latest look at the shadowed requests of this attempt."""
     regime_proof: Annotated[tuple[PodProof, ...], Field(max_length=512)] = ()

@@ -11,6 +11,7 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from kvquant.api import names
 from kvquant.api.custom_signals import CustomSignal
+from kvquant.api.evaluation import Evaluation, ExampleSet
 from kvquant.api.fields import DURATION_PATTERN, Model, parse_duration
 from kvquant.api.spec import (
     DEFAULT_STEPS,
@@ -41,6 +42,8 @@ from kvquant.api.status import (
     Condition,
     DecisionKind,
     DecisionRecord,
+    EvaluationMeasure,
+    EvaluationReport,
     HandledRequests,
     Phase,
     PodProof,
@@ -71,6 +74,10 @@ __all__ = [
     "DecisionRecord",
     "Dtype",
     "Engine",
+    "Evaluation",
+    "EvaluationMeasure",
+    "EvaluationReport",
+    "ExampleSet",
     "HandledRequests",
     "KVCache",
     "KVQuantRollout",

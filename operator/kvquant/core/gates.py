@@ -55,11 +55,14 @@ def pods_serve(turn: Turn) -> bool:
 
 def nobody_serves(turn: Turn) -> bool:
     """Tell whether the canary gets requests, or copies, and has no pod for them, or soon none."""
-    proven = {p.pod for p in turn.status.regime_proof if p.verdict is Verdict.PASS}
     weights = turn.status.weights
-    return weights.canary + weights.mirror > 0 and not any(
-        pod.ready and pod.name in proven for pod in turn.seen.canary_pods
-    )
+    return weights.canary + weights.mirror > 0 and nobody_proven(turn)
+
+
+def nobody_proven(turn: Turn) -> bool:
+    """Tell whether the canary has no proven pod that is ready, or soon none."""
+    proven = {p.pod for p in turn.status.regime_proof if p.verdict is Verdict.PASS}
+    return not any(pod.ready and pod.name in proven for pod in turn.seen.canary_pods)
 
 
 def slot_is_empty(turn: Turn) -> bool:

@@ -24,6 +24,7 @@ from kvquant.api.v1alpha1 import (
 from kvquant.core import alarm
 from kvquant.core.baseline import follow_replicas
 from kvquant.core.conditions import describe
+from kvquant.core.evaluating import evaluating
 from kvquant.core.gates import (
     deadline,
     drained,
@@ -42,11 +43,11 @@ from kvquant.core.moves import (
     REJECTED_BEFORE,
     advance,
     forgive,
+    leave_verification,
     prepare_next,
     promote,
     rejected,
     roll_back,
-    shadow,
     withdraw,
 )
 from kvquant.core.observation import Observation
@@ -55,7 +56,9 @@ from kvquant.core.plan import Plan, replicas_for
 from kvquant.core.shadowing import shadowing
 from kvquant.core.turn import SIGN_OF_LIFE, UNDECIDED, Decision, Turn, is_new
 
-RUNNING = frozenset({Phase.PROVISIONING, Phase.VERIFYING, Phase.SHADOWING, Phase.PROGRESSING})
+RUNNING = frozenset(
+    {Phase.PROVISIONING, Phase.VERIFYING, Phase.EVALUATING, Phase.SHADOWING, Phase.PROGRESSING}
+)
 """Phases in which an attempt is on its way."""
 
 ENOUGH_TO_MISS = 30.0
@@ -98,6 +101,9 @@ def decide(plan: Plan, status: Status, seen: Observation, now: datetime) -> Deci
         if running:
             follow_replicas(turn)
         _PHASES[turn.status.phase](turn)
+    if status.phase is Phase.EVALUATING and turn.status.phase is not Phase.EVALUATING:
+        # The next pass stops its Job, which asks both pools as long as it is there.
+        turn.requeue_after = timedelta(0)
     describe(turn)
     return Decision(turn.status, tuple(turn.announcements), turn.requeue_after)
 
@@ -113,7 +119,12 @@ def _kill_switch(turn: Turn) -> None:
             )
             return
         turn.set(killed=True)
-        if status.phase in (Phase.SHADOWING, Phase.PROGRESSING, Phase.PROMOTED):
+        if status.phase in (
+            Phase.EVALUATING,
+            Phase.SHADOWING,
+            Phase.PROGRESSING,
+            Phase.PROMOTED,
+        ):
             # A lifted kill switch starts over at the first step, because no weight may be
             # reached without the steps before it.
             turn.enter(Phase.VERIFYING, step=0, next_step=None, promoted_at=None)
@@ -130,7 +141,7 @@ def _resume(turn: Turn) -> None:
     """Let the time of a pause not count against the progress deadline."""
     before = turn.status.condition("Paused")
     ended = before is not None and before.status == "True" and not turn.seen.requests.paused
-    if ended and turn.status.phase in RUNNING - {Phase.SHADOWING}:
+    if ended and turn.status.phase in RUNNING - {Phase.EVALUATING, Phase.SHADOWING}:
         turn.set(phase_started_at=turn.now)
 
 
@@ -231,8 +242,7 @@ def _verifying(turn: Turn) -> None:
     elif turn.seen.requests.paused:
         turn.hold("Paused", f"Paused: {turn.seen.requests.paused}")
     elif not alarm.holds(turn):
-        begin = shadow if turn.plan.shadow.percent else advance
-        begin(turn, "Every canary pod has passed the regime proof.")
+        leave_verification(turn, "Every canary pod has passed the regime proof.")
 
 
 def _progressing(turn: Turn) -> None:
@@ -461,6 +471,7 @@ _PHASES = {
     Phase.PENDING: _pending,
     Phase.PROVISIONING: _provisioning,
     Phase.VERIFYING: _verifying,
+    Phase.EVALUATING: evaluating,
     Phase.SHADOWING: shadowing,
     Phase.PROGRESSING: _progressing,
     Phase.PROMOTED: _promoted,

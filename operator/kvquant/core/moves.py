@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from kvquant.api.v1alpha1 import DecisionKind, Phase, Status
+from kvquant.api.v1alpha1 import DecisionKind, EvaluationReport, Phase, Status, Verdict
 from kvquant.core.overtaken import STARTS_OVER
 from kvquant.core.turn import Turn
 
@@ -41,6 +41,37 @@ def prepare_next(turn: Turn, reason: str) -> None:
         f"Step {turn.status.step} passed: {reason} Step {step} needs {replicas} canary pods.",
     )
     turn.requeue_after = timedelta(0)
+
+
+def leave_verification(turn: Turn, reason: str) -> None:
+    """Go on from a proven canary to the first that the spec asks of it."""
+    report = turn.status.evaluation
+    # What an example set says of this attempt's canary does not change when its pods come back.
+    passed = report is not None and report.verdict is Verdict.PASS
+    if turn.plan.evaluation is None or passed:
+        leave_evaluation(turn, reason)
+    else:
+        evaluate(turn, reason)
+
+
+def evaluate(turn: Turn, reason: str) -> None:
+    """Begin to evaluate the example set; no request of a user's is involved."""
+    before = turn.status.evaluation or EvaluationReport()
+    # A run that was on its way when the canary was taken back is void.
+    report = EvaluationReport(run=before.run, failures=before.failures)
+    turn.enter(Phase.EVALUATING, evaluation=report)
+    turn.record(
+        DecisionKind.EVALUATE,
+        "Evaluating",
+        f"A Job asks both pools the example set of spec.evaluation. {reason}",
+    )
+    turn.requeue_after = timedelta(0)
+
+
+def leave_evaluation(turn: Turn, reason: str) -> None:
+    """Go on from the example set, or without one: to copies of requests, or to the first step."""
+    begin = shadow if turn.plan.shadow.percent else advance
+    begin(turn, reason)
 
 
 def shadow(turn: Turn, reason: str) -> None:

@@ -8,6 +8,7 @@ from datetime import datetime
 from kvquant.api.v1alpha1 import PodProof, Pool
 from kvquant.core.alerts import Heard
 from kvquant.core.analysis import Report
+from kvquant.core.evaluation_reading import EvaluationView
 from kvquant.core.evidence import Evidence
 from kvquant.core.shadow_reading import ShadowEvidence
 
@@ -126,6 +127,9 @@ class Observation:
         shadow_ready: Whether a pod of the shadow service is ready.
         shadow_trouble: Why none is, in the words of scheduler and kubelet.
         shadow: What the shadow service has counted; None when not asked or not answered.
+        evaluation: What the present run of the evaluation says; None when there is none yet.
+        next_job: Name of the Job of the next run.
+        dataset_problem: Why no run can begin, as far as the operator may see it.
         metrics_problem: Why there is no evidence, when Prometheus did not answer.
         alerts: What is known of alerts; None where nobody listens.
     """
@@ -147,6 +151,9 @@ class Observation:
     shadow_ready: bool = False
     shadow_trouble: str = ""
     shadow: ShadowEvidence | None = None
+    evaluation: EvaluationView | None = None
+    next_job: str | None = None
+    dataset_problem: Problem | None = None
     metrics_problem: str | None = None
     alerts: Heard | None = None
 

@@ -65,6 +65,29 @@ class PlannedShadow:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedEvaluation:
+    """How an example set is evaluated before anything else is asked of the canary.
+
+    Attributes:
+        deadline: Longest time that the set may take.
+        on_inconclusive: What to do when the answers do not decide: hold, proceed or rollback.
+        on_error: What to do when the evaluation itself keeps failing: hold or rollback.
+    """
+
+    deadline: timedelta
+    on_inconclusive: str = "hold"
+    on_error: str = "hold"
+
+    @classmethod
+    def of(cls, spec: Spec) -> PlannedEvaluation | None:
+        """Return what a spec asks for; None: no evaluation."""
+        asked = spec.evaluation
+        if asked is None:
+            return None
+        return cls(parse_duration(asked.deadline), asked.on_inconclusive, asked.on_error)
+
+
 QUALITY_SHARE = 0.2
 """Part of the error budget that the answers of shadowed requests may use up; live traffic has the
 rest, because most of what can go wrong shows there."""
@@ -83,6 +106,7 @@ class Plan:
     keep_old_pool: bool
     head_dim: int
     shadow: PlannedShadow = PlannedShadow()
+    evaluation: PlannedEvaluation | None = None
 
     @property
     def quality_budget(self) -> float:
@@ -108,6 +132,7 @@ class Plan:
             keep_old_pool=spec.promotion.old_pool == "Keep",
             head_dim=spec.kv_cache.head_dim,
             shadow=PlannedShadow.of(spec),
+            evaluation=PlannedEvaluation.of(spec),
         )
 
     def next_replicas(self, step: int, baseline_replicas: int, canary_replicas: int) -> int:
