@@ -16,8 +16,15 @@ COMPLETE = ("Complete", "CompletionsReached")
 BROKEN = ("Failed", "BackoffLimitExceeded")
 LATE = ("Failed", "DeadlineExceeded")
 GOOD = summary().model_dump_json()
-EVICTED = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on memory."}
-DRAINED = {"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True"}]}
+EVICTED: dict[str, Any] = {
+    "phase": "Failed",
+    "reason": "Evicted",
+    "message": "The node was low on memory.",
+}
+DRAINED: dict[str, Any] = {
+    "phase": "Failed",
+    "conditions": [{"type": "DisruptionTarget", "status": "True"}],
+}
 
 
 def reason(found: Any) -> str | None:

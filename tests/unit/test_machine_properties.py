@@ -11,8 +11,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kvquant.api.v1alpha1 import KVQuantRollout, Phase, PodProof, Pool, Spec, Status, Verdict
+from kvquant.api.v1alpha1 import (
+    EvaluationReport,
+    KVQuantRollout,
+    Phase,
+    PodProof,
+    Pool,
+    Spec,
+    Status,
+    Verdict,
+)
 from kvquant.core.analysis import Report
+from kvquant.core.evaluating import TRIES
+from kvquant.core.evaluation_summary import Outcome
 from kvquant.core.evidence import Evidence
 from kvquant.core.gates import DRAIN_AT_LEAST
 from kvquant.core.machine import RUNNING, decide
@@ -29,6 +40,7 @@ from kvquant.core.plan import Plan, spec_hash
 from kvquant.core.shadow_reading import ShadowEvidence
 from kvquant.core.shadow_settings import CITATIONS
 from tests.fakes import schema
+from tests.fakes.evaluations import view
 from tests.fakes.metrics import arm
 from tests.fakes.reports import report
 from tests.fakes.shadows import pairs
@@ -70,12 +82,32 @@ SHADOWS: list[dict[str, Any]] = [
         "onInconclusive": "rollback",
     },
 ]
+SET = {"dataset": {"configMapName": "rag"}, "deadline": "30m"}
+EVALUATIONS: list[dict[str, Any] | None] = [
+    None,
+    SET,
+    {**SET, "onInconclusive": "proceed"},
+    {**SET, "onInconclusive": "rollback", "onError": "rollback"},
+]
+RUNS: list[dict[str, Any] | None] = [
+    None,
+    {},
+    {"started": False, "trouble": "ErrImagePull"},
+    *({"outcome": outcome} for outcome in Outcome),
+    {"outcome": Outcome.FAIL, "job": "of-another-run"},
+    {"outcome": Outcome.PASS, "job": "of-another-run"},
+    {"failure": "EvaluationInterrupted"},
+]
+"""What a run of the evaluation may be seen as."""
 ANSWERS = [None, ShadowEvidence(), pairs(40), pairs(400), pairs(400, **{CITATIONS: 0.4})]
 """What the shadow service may have counted."""
 
 
 def spec(
-    ladder: tuple[int, ...], old_pool: str = "ScaleToZero", shadow: dict[str, Any] = SHADOWS[1]
+    ladder: tuple[int, ...],
+    old_pool: str = "ScaleToZero",
+    shadow: dict[str, Any] = SHADOWS[1],
+    evaluation: dict[str, Any] | None = None,
 ) -> Spec:
     return Spec.model_validate(
         {
@@ -83,6 +115,7 @@ def spec(
             "kvCache": {"dtype": "fp8"},
             "traffic": {"router": {"drainTimeout": "2m"}},
             "shadow": shadow,
+            "evaluation": evaluation,
             "steps": [{"weight": weight, "soak": "1m"} for weight in ladder],
             "analysis": {"minRequests": NEED},
             "promotion": {"rollbackWindow": "5m", "oldPool": old_pool},
@@ -98,6 +131,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.status = Status()
         self.asked = Requests()
         self.shadow = SHADOWS[1]
+        self.evaluation: dict[str, Any] | None = None
         self.spec = spec(LADDERS[0])
         self.containers = 0
         self.pods: dict[str, PodView] = {}
@@ -107,10 +141,22 @@ class RolloutMachine(RuleBasedStateMachine):
         ladder=st.sampled_from(LADDERS),
         old_pool=st.sampled_from(["ScaleToZero", "Keep"]),
         shadow=st.sampled_from(SHADOWS),
+        evaluation=st.sampled_from(EVALUATIONS),
+        ahead=st.booleans(),
     )
-    def begin(self, ladder: tuple[int, ...], old_pool: str, shadow: dict[str, Any]) -> None:
-        self.shadow = shadow
-        self.spec = spec(ladder, old_pool, shadow)
+    def begin(
+        self,
+        ladder: tuple[int, ...],
+        old_pool: str,
+        shadow: dict[str, Any],
+        evaluation: dict[str, Any] | None,
+        ahead: bool,
+    ) -> None:
+        self.shadow, self.evaluation = shadow, evaluation
+        self.spec = spec(ladder, old_pool, shadow, evaluation)
+        if ahead:
+            # Chance alone seldom comes as far as what follows the proof.
+            self.all_is_well_for_a_while(turns=6, seconds=1, run=None)
 
     # What happens in the world.
 
@@ -130,7 +176,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule(ladder=st.sampled_from(LADDERS))
     def edit(self, ladder: tuple[int, ...]) -> None:
-        self.spec = spec(ladder, self.spec.promotion.old_pool, self.shadow)
+        self.spec = spec(ladder, self.spec.promotion.old_pool, self.shadow, self.evaluation)
 
     @rule(replicas=st.sampled_from([0, 1, 4, 9]))
     def the_owner_scales_the_target(self, replicas: int) -> None:
@@ -174,6 +220,8 @@ class RolloutMachine(RuleBasedStateMachine):
         known=st.sampled_from(["right", "right", "nothing", "old"]),
         answers=st.sampled_from(ANSWERS),
         shadow_ready=st.sampled_from([True, True, False]),
+        run=st.sampled_from(RUNS),
+        has_set=st.sampled_from([True, True, False]),
     )
     def look(
         self,
@@ -187,6 +235,8 @@ class RolloutMachine(RuleBasedStateMachine):
         known: str,
         answers: ShadowEvidence | None,
         shadow_ready: bool,
+        run: dict[str, Any] | None,
+        has_set: bool,
     ) -> None:
         verdict = Verdict.INCONCLUSIVE if unmeasured else Verdict.FAIL if wrong else Verdict.PASS
         if found is not None and mine:
@@ -201,15 +251,21 @@ class RolloutMachine(RuleBasedStateMachine):
             known,
             answers,
             shadow_ready,
+            run,
+            has_set,
         )
 
-    @rule(turns=st.integers(1, 12), seconds=st.sampled_from([1, 30, 70]))
-    def all_is_well_for_a_while(self, turns: int, seconds: int) -> None:
+    @rule(
+        turns=st.integers(1, 12),
+        seconds=st.sampled_from([1, 30, 70]),
+        run=st.sampled_from([*RUNS, *[RUNS[3]] * 3]),
+    )
+    def all_is_well_for_a_while(self, turns: int, seconds: int, run: dict[str, Any] | None) -> None:
         for _ in range(turns):
             self.controllers_act()
             # Every other pass may be judged by a step that is over by then.
             good = report(step=self.status.step, baseline=5000, canary=5000)
-            self.turn(GOOD, good, Verdict.PASS, RouterView(2, 2, 2), None, None)
+            self.turn(GOOD, good, Verdict.PASS, RouterView(2, 2, 2), None, None, run=run)
             self.now += timedelta(seconds=seconds)
 
     @rule()
@@ -234,6 +290,8 @@ class RolloutMachine(RuleBasedStateMachine):
         known: str = "right",
         answers: ShadowEvidence | None = ANSWERS[3],
         shadow_ready: bool = True,
+        run: dict[str, Any] | None = RUNS[3],
+        has_set: bool = True,
     ) -> None:
         proven = {
             (p.pod, p.container_id) for p in self.status.regime_proof if p.verdict is Verdict.PASS
@@ -248,6 +306,8 @@ class RolloutMachine(RuleBasedStateMachine):
             healthy = {"right": serving, "nothing": None, "old": 2}[known]
             evidence = replace(evidence, canary=replace(evidence.canary, healthy=healthy))
         pending = self.status.phase is Phase.PENDING
+        evaluating = self.status.phase is Phase.EVALUATING
+        report = self.status.evaluation or EvaluationReport()
         seen = Observation(
             generation=7,
             spec_hash=spec_hash(self.spec),
@@ -273,6 +333,13 @@ class RolloutMachine(RuleBasedStateMachine):
             report=None if pending else found,
             shadow_ready=shadow_ready,
             shadow=answers if self.status.phase is Phase.SHADOWING else None,
+            evaluation=(
+                view(**{"job": report.job, **run})
+                if evaluating and run is not None and report.job is not None
+                else None
+            ),
+            next_job=f"eval-{self.status.attempt}-{report.run + 1}" if evaluating else None,
+            dataset_problem=None if has_set else Problem("EvaluationDatasetMissing", "none"),
         )
         before, plan = self.status, Plan.of(self.spec)
         after = decide(plan, before, seen, self.now).status
@@ -335,6 +402,7 @@ CANDIDATE = Candidate(
 def check(plan: Plan, before: Status, after: Status, seen: Observation, now: datetime) -> None:
     """Assert everything that must hold between two statuses."""
     _weights_rise_by_one_step_to_pods_that_are_proven(plan, before, after, seen, now)
+    _the_example_set_is_answered_before_anything_else(plan, before, after, seen)
     _the_slot_was_empty(before, after, seen)
     _steps_are_earned(plan, before, after, seen, now)
     _silence_decides_nothing(before, after, seen)
@@ -369,7 +437,9 @@ def _weights_rise_by_one_step_to_pods_that_are_proven(
     if before.next_step == after.step:
         return
     if not plan.shadow.percent:
-        assert before.phase is Phase.VERIFYING
+        passed = after.evaluation is not None and after.evaluation.verdict is Verdict.PASS
+        verified = plan.evaluation is None or passed
+        assert before.phase is Phase.EVALUATING or (verified and before.phase is Phase.VERIFYING)
         return
     assert before.phase is Phase.SHADOWING
     if seen.requests.promote not in (None, before.handled.promote):
@@ -383,6 +453,46 @@ def _weights_rise_by_one_step_to_pods_that_are_proven(
     asked = plan.shadow.on_inconclusive == "proceed" and waited >= plan.shadow.decide_within
     assert asked or (shadow.verdict is Verdict.PASS and waited >= plan.shadow.soak)
     assert shadow.verdict is not Verdict.FAIL
+
+
+def _the_example_set_is_answered_before_anything_else(
+    plan: Plan, before: Status, after: Status, seen: Observation
+) -> None:
+    """Nothing but a pass, a person or the spec's own choice leads past it; only a fail, back."""
+    report = after.evaluation
+    if before.attempt == after.attempt and before.evaluation is not None:
+        assert report is not None
+        assert report.run in (before.evaluation.run, before.evaluation.run + 1)
+        assert report.failures <= TRIES
+    if after.phase is Phase.EVALUATING:
+        assert (after.weights.canary, after.weights.mirror) == (0, 0)
+    passed = [r is not None and r.verdict is Verdict.PASS for r in (before.evaluation, report)]
+    if passed == [False, True]:
+        assert report is not None
+        assert seen.evaluation is not None
+        assert seen.evaluation.job == report.job
+        assert seen.evaluation.summary is not None
+        assert seen.evaluation.summary.outcome is Outcome.PASS
+    new = after.decisions[len(before.decisions) :] if before.decisions else after.decisions
+    if "EvaluationFailed" in [decision.reason for decision in new]:
+        assert before.phase is Phase.EVALUATING
+        assert seen.evaluation is not None
+        assert before.evaluation is not None
+        assert seen.evaluation.job == before.evaluation.job
+        assert seen.evaluation.summary is not None
+        assert seen.evaluation.summary.outcome is Outcome.FAIL
+        assert any(pod.ready for pod in seen.canary_pods), "it could answer"
+    later = (Phase.SHADOWING, Phase.PROGRESSING)
+    if plan.evaluation is None or after.phase not in later or before.phase in later:
+        return
+    assert report is not None
+    assert not seen.requests.paused
+    asked = seen.requests.promote not in (None, before.handled.promote)
+    proceeds = plan.evaluation.on_inconclusive == "proceed"
+    undecided = report.verdict is Verdict.INCONCLUSIVE and proceeds
+    assert report.verdict is Verdict.PASS or asked or undecided
+    if report.verdict is not Verdict.PASS:
+        assert before.phase is Phase.EVALUATING
 
 
 def _the_slot_was_empty(before: Status, after: Status, seen: Observation) -> None:
@@ -435,9 +545,8 @@ def _the_way_back_is_always_open(before: Status, after: Status, seen: Observatio
     if before.phase in RUNNING and seen.target is not None and before.baseline is not None:
         same = seen.target.template_hash == before.baseline.template_hash
         assert same or after.phase is Phase.ROLLING_BACK
-    if before.phase in (Phase.VERIFYING, Phase.SHADOWING, Phase.PROGRESSING) and any(
-        proof.verdict is Verdict.FAIL for proof in seen.proofs
-    ):
+    verified = (Phase.VERIFYING, Phase.EVALUATING, Phase.SHADOWING, Phase.PROGRESSING)
+    if before.phase in verified and any(proof.verdict is Verdict.FAIL for proof in seen.proofs):
         assert after.phase is Phase.ROLLING_BACK
     if after.phase in (Phase.ROLLING_BACK, Phase.ROLLED_BACK):
         assert after.weights.canary == 0
