@@ -19,6 +19,7 @@ from kvquant.api.v1alpha1 import (
     Condition,
     DecisionKind,
     DecisionRecord,
+    EvaluationReport,
     Phase,
     PodProof,
     Pool,
@@ -221,6 +222,8 @@ class RolloutDocument(Model):
     """The pool with the quantized cache; null before the attempt begins."""
     analysis: AnalysisDocument | None = None
     """The latest look at the evidence; null before the first."""
+    evaluation: EvaluationReport | None = None
+    """What the evaluation of the example set has come to; null where there is none."""
     alerts: tuple[AlertDocument, ...] = ()
     """Alerts that fire and concern the rollout."""
     regime_proof: tuple[PodProof, ...] = ()
@@ -282,6 +285,7 @@ def describe(seen: Seen, now: datetime) -> RolloutDocument:
             analysis.canary_p99_ms if analysis else None,
         ),
         analysis=None if analysis is None else looked(analysis),
+        evaluation=status.evaluation,
         alerts=tuple(AlertDocument(**alert.model_dump()) for alert in status.alerts),
         regime_proof=status.regime_proof,
         conditions=status.conditions,

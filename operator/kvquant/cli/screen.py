@@ -71,6 +71,7 @@ def screen(
         *_arms(document, paint, width),
         *_now(document, now, paint, width),
         *_proofs(document, paint, width),
+        *_examples(document, paint, width),
     ]
     below = _can(document, paint)
     room = DECISIONS_SHOWN
@@ -290,6 +291,23 @@ def _proofs(document: RolloutDocument, paint: Paint, width: int) -> list[str]:
     heads = ["regime proof", *[""] * (len(shown) - 1)]
     pairs = zip(heads, shown, strict=True)
     return [*(f"  {head:<{LABEL - 2}}{line}" for head, line in pairs), ""]
+
+
+def _examples(document: RolloutDocument, paint: Paint, width: int) -> list[str]:
+    """Say in one line what the example set has come to."""
+    report = document.evaluation
+    if report is None:
+        return []
+    if report.verdict is None:
+        told = f"run {report.run} on its way" if report.job else "not asked yet"
+        return [f"  {'example set':<{LABEL - 2}}{paint(told, 'dim')}", ""]
+    glyph, style = STYLES[report.verdict]
+    count = "" if report.answered is None else f"{report.answered:,} of {report.examples:,}  "
+    rest = f"{count}{tame(report.message)}"
+    return [
+        f"  {'example set':<{LABEL - 2}}{paint(glyph, style)} {fit(rest, width - LABEL - 2)}",
+        "",
+    ]
 
 
 def _proof(proof: PodProof, paint: Paint, width: int) -> str:

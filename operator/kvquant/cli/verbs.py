@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvquant.api import names
-from kvquant.api.v1alpha1 import DecisionKind, Phase
+from kvquant.api.v1alpha1 import DecisionKind, Phase, Status, Verdict
 from kvquant.cli.rollouts import Seen
 
-RUNNING = frozenset({Phase.PROVISIONING, Phase.VERIFYING, Phase.SHADOWING, Phase.PROGRESSING})
+RUNNING = frozenset(
+    {Phase.PROVISIONING, Phase.VERIFYING, Phase.EVALUATING, Phase.SHADOWING, Phase.PROGRESSING}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def _cannot_promote(seen: Seen) -> Refusal | None:
         return Refusal("the kill switch holds: every request goes to the baseline", "unkill")
     if seen.asked(names.ANNOTATION_PAUSED):
         return Refusal("it is paused", "resume")
-    if status.phase not in (Phase.SHADOWING, Phase.PROGRESSING):
+    if status.phase not in (Phase.EVALUATING, Phase.SHADOWING, Phase.PROGRESSING):
         return Refusal(
             f"it is {status.phase}: no canary serves yet, and the regime proof cannot be skipped. "
             "See what it waits for",
@@ -124,13 +126,20 @@ def _cannot_retry(seen: Seen) -> Refusal | None:
     status = seen.status
     if seen.deleting or status.phase in (Phase.ROLLING_BACK, Phase.PROMOTED):
         return _ended(seen)
-    if status.phase is not Phase.ROLLED_BACK:
+    if status.phase is not Phase.ROLLED_BACK and not _undecided(status):
         return Refusal(f"it is {status.phase}: attempt {status.attempt} is still on its way")
     if status.killed or seen.asked(names.ANNOTATION_KILLED):
         return Refusal("the kill switch holds, and nothing begins under it", "unkill")
     if seen.asked(names.ANNOTATION_PAUSED):
         return Refusal("it is paused, and nothing begins while it is", "resume")
     return None
+
+
+def _undecided(status: Status) -> bool:
+    """Tell whether an example set was asked and there is no verdict, so that it may be again."""
+    again = (Verdict.ERROR, Verdict.INCONCLUSIVE)
+    report = status.evaluation
+    return status.phase is Phase.EVALUATING and report is not None and report.verdict in again
 
 
 def _cannot_kill(seen: Seen) -> Refusal | None:
@@ -155,6 +164,8 @@ def _held_at(seen: Seen) -> str:
 
 
 def _next(seen: Seen) -> str:
+    if seen.status.phase is Phase.EVALUATING and seen.spec.shadow.percent:
+        return "goes on to shadowing"
     steps, number = seen.spec.steps, seen.status.step
     if number >= len(steps):
         return "is promoted: the canary pool becomes the serving pool"
@@ -265,8 +276,10 @@ RETRY = Verb(
     refusal=_cannot_retry,
     moot=_never_moot,
     promise=lambda seen: (
-        f"begins attempt {seen.status.attempt + 1} of the same spec: new canary pods, a new regime "
-        "proof, then the steps from the first"
+        "asks the example set again, in a new Job"
+        if _undecided(seen.status)
+        else f"begins attempt {seen.status.attempt + 1} of the same spec: new canary pods, a new "
+        "regime proof, then the steps from the first"
     ),
     done=lambda seen, token: seen.status.handled.retry == token,
     outcome=_whither,

@@ -87,6 +87,38 @@ def fresh(name: str = "llama-fp8", namespace: str = "inference") -> dict[str, An
     }
 
 
+def evaluating(verdict: str | None = None) -> dict[str, Any]:
+    """Evaluating an example set: the first run is on its way, or has come to a verdict."""
+    raw = progressing()
+    status = raw["status"]
+    status.pop("analysis")
+    status.update(phase="Evaluating", step=0, stepLabel="0/4", verdict="Job asks.")
+    status["weights"] = {"baseline": 100, "canary": 0}
+    report = {"run": 1, "job": "llama-fp8-eval-1", "startedAt": before(minutes=3), "message": ""}
+    if verdict is not None:
+        report |= {
+            "verdict": verdict,
+            "endedAt": before(minutes=1),
+            "message": "The canary loses citations.",
+            "examples": 1200,
+            "answered": 1190,
+            "measures": [
+                {
+                    "name": "citations",
+                    "bucket": "16-64KiB",
+                    "pairs": 400,
+                    "verdict": verdict,
+                    "difference": "0.041",
+                    "lower": "0.02",
+                    "upper": "0.05",
+                    "margin": "0.02",
+                }
+            ],
+        }
+    status["evaluation"] = report
+    return raw
+
+
 def progressing(name: str = "llama-fp8", namespace: str = "inference") -> dict[str, Any]:
     """At step 2 of 4, every signal within its tolerance, soaking."""
     raw = fresh(name, namespace)

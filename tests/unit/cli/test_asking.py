@@ -111,6 +111,15 @@ def test_retry_of_a_running_attempt_is_refused() -> None:
     assert "still on its way" in result.stderr
 
 
+def test_retry_of_an_example_set_that_did_not_decide_asks_it_again() -> None:
+    for verdict, taken in (("Error", True), ("Inconclusive", True), ("Pass", False), (None, False)):
+        stage = Stage()
+        stage.put(made.evaluating(verdict))
+        result = stage.run("retry", "llama-fp8", "--no-wait")
+        assert any(call.writes for call in stage.cluster.calls) == taken
+        assert ("asks the example set again" in result.stdout + result.stderr) == taken
+
+
 def test_promote_is_refused_while_the_next_step_is_being_made_ready() -> None:
     raw = made.progressing()
     raw["status"]["nextStep"] = 3

@@ -32,7 +32,7 @@ ROLLOUT: dict[str, set[str]] = {
         *("phaseStartedAt", "attempt", "paused", "killed", "settled", "deleting", "step"),
         *("totalSteps", "stepStartedAt", "steps", "weights", "verdict", "waiting", "cause"),
         *("baseline", "canary", "analysis", "regimeProof", "conditions", "decisions", "warnings"),
-        *("verbs", "alerts"),
+        *("verbs", "alerts", "evaluation"),
     },
     "steps[]": {"weight", "soakSeconds", "state"},
     "weights": {"baseline", "canary", "mirror"},
@@ -141,6 +141,17 @@ def test_the_names_of_an_alert() -> None:
     raw["status"]["alerts"] = [made.alert()]
     (alert,) = printed(raw, "status")["alerts"]
     assert set(alert) == {"name", "since", "policy", "learned", "beforeTraffic"}
+
+
+def test_the_names_of_an_evaluation() -> None:
+    found = names(printed(made.evaluating("Fail"), "status"))
+    assert found["evaluation"] == {
+        *("run", "job", "startedAt", "endedAt", "verdict", "reason", "message", "examples"),
+        *("answered", "failures", "measures"),
+    }
+    assert found["evaluation.measures[]"] == {
+        *("name", "bucket", "pairs", "difference", "lower", "upper", "margin", "verdict"),
+    }
 
 
 def test_the_names_of_a_version() -> None:

@@ -264,6 +264,24 @@ def test_verifying_shows_the_proof_that_is_awaited() -> None:
     assert re.search(r"regime proof … llama-fp8-pool-\S+  no scrape of this pod yet", text)
 
 
+@pytest.mark.parametrize(
+    ("verdict", "said", "verbs"),
+    [
+        (None, "example set  run 1 on its way", "pause, promote, abort, kill"),
+        ("Error", "example set  ✗ 1,190 of 1,200  The canary loses", "promote, abort, retry, kill"),
+        ("Inconclusive", "1,190 of 1,200  The canary loses", "promote, abort, retry, kill"),
+        ("Pass", "example set  ✓ 1,190 of 1,200  The canary loses", "promote, abort, kill"),
+    ],
+)
+def test_what_an_example_set_has_come_to_is_one_line(
+    verdict: str | None, said: str, verbs: str
+) -> None:
+    text = shown(made.evaluating(verdict))
+    assert said in text
+    assert verbs in text
+    assert "example set" not in shown(made.progressing())
+
+
 def test_deleting_is_told() -> None:
     raw = made.progressing()
     raw["metadata"]["deletionTimestamp"] = made.before(seconds=5)
