@@ -12,6 +12,13 @@ from tests.site import rollout
 
 WHOLE = rollout(
     engine={"type": "vllm", "container": "vllm", "fingerprint": True},
+    evaluation={
+        "dataset": {"url": "s3://sets/rag.jsonl", "secretName": "sets"},
+        "marginPercent": 3,
+        "deadline": "30m",
+        "onInconclusive": "proceed",
+        "onError": "rollback",
+    },
     promotion={"rollbackWindow": "1h", "oldPool": "Keep"},
 )["spec"]
 """A spec with every optional part."""

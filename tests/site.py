@@ -23,6 +23,7 @@ from kvquant.api.v1alpha1 import KVQuantRollout, Phase, Status
 from kvquant.config import OperatorConfig
 from kvquant.core.analysis.samples import Arm, Bins, EngineSample, RouterSample, Share, Tick
 from kvquant.core.custom_signals import ShareQuery
+from kvquant.core.evaluation_summary import EvaluationSummary
 from kvquant.core.evidence import ArmNeed, CacheConfig
 from kvquant.core.manifests import selects
 from kvquant.core.quality import JUDGED
@@ -34,6 +35,7 @@ from kvquant.core.ticking import TickNeed, Timeline, in_effect
 from kvquant.engines import vllm
 from kvquant.ports import Object, RouterKey
 from kvquant.reconciler import Reconciler, Ref, Result
+from tests.fakes import evaluations
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.metrics import FakeMetrics
 from tests.fakes.traffic import FakeTraffic
@@ -137,6 +139,8 @@ class Site:
         harm: What goes wrong, by Deployment.
         ignored_dtypes: Dtypes that engines accept and ignore.
         spoilt: Share of a canary's answers to copies that is worse than the baseline's, by signal.
+        asking: Seconds that a Job takes to ask an example set.
+        said: What the program of such a Job says at its end; None: it never ends.
         lost: Sentences about requests that were sent to a pool without a serving pod.
         polls: Whether an operator that begins asks Prometheus which alerts fire.
     """
@@ -147,6 +151,8 @@ class Site:
     harm: dict[str, Harm] = field(default_factory=dict)
     ignored_dtypes: set[str] = field(default_factory=set)
     spoilt: dict[str, float] = field(default_factory=dict)
+    asking: float = 20.0
+    said: EvaluationSummary | None = field(default_factory=evaluations.summary)
     lost: list[str] = field(default_factory=list)
     cluster: FakeCluster = field(init=False)
     metrics: FakeMetrics = field(init=False)
@@ -320,7 +326,13 @@ class Site:
             for pod in self.pods(name):
                 self._refresh(pod)
             self._report(name, sum(1 for pod in self.pods(name) if _is_ready(pod)))
-        existing = {obj["metadata"]["name"] for obj in self.cluster.objects("Deployment")}
+        for job in self.cluster.objects("Job"):
+            self._run_job(job)
+        existing = {
+            obj["metadata"]["name"]
+            for kind in ("Deployment", "Job")
+            for obj in self.cluster.objects(kind)
+        }
         for pod in self.cluster.objects("Pod"):
             if pod["metadata"]["annotations"]["test/deployment"] not in existing:
                 self.cluster.vanish("Pod", NAMESPACE, pod["metadata"]["name"])
@@ -377,6 +389,40 @@ class Site:
                 },
             }
         )
+
+    def _run_job(self, job: Object) -> None:
+        """Let a Job begin, and end when its program has asked everything."""
+        metadata, template = job["metadata"], job["spec"]["template"]
+        if not self.pods(metadata["name"]):
+            started = {"state": {"running": {"startedAt": _text(self.now)}}, "name": "evaluation"}
+            self.cluster.put(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "metadata": {
+                        "name": f"{metadata['name']}-{next(self._numbers):05d}",
+                        "namespace": NAMESPACE,
+                        "labels": dict(template["metadata"]["labels"]),
+                        "annotations": {"test/deployment": metadata["name"]},
+                        "ownerReferences": [{"kind": "Job", "uid": metadata["uid"]}],
+                    },
+                    "status": {"containerStatuses": [started]},
+                }
+            )
+        lasted = self.now - datetime.fromisoformat(metadata["creationTimestamp"])
+        if self.said is not None and lasted >= timedelta(seconds=self.asking):
+            self.end_job(metadata["name"], evaluations.ended(self.said.model_dump_json()))
+
+    def end_job(self, name: str, state: Object, *, condition: str = "Complete", **pod: Any) -> None:
+        """Let the pod of a Job end in a state, and the Job with it; what has ended stays so."""
+        job = self.cluster._objects["Job", NAMESPACE, name]
+        if job.get("status", {}).get("conditions"):
+            return
+        for one in self.pods(name):
+            status = {"containerStatuses": [{"name": "evaluation", "state": state}], **pod}
+            self.cluster.set_status("Pod", NAMESPACE, one["metadata"]["name"], status)
+        told = {"conditions": [{"type": condition, "status": "True"}]}
+        self.cluster.set_status("Job", NAMESPACE, name, told)
 
     def _refresh(self, pod: Object) -> None:
         """Let a pod become ready when its model is loaded, and be scraped from then on."""

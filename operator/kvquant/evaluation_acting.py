@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvquant.api import names
-from kvquant.api.evaluation import DEFAULT_FILE, ExampleSet
+from kvquant.api.evaluation import DEFAULT_FILE, ONE_SOURCE, ExampleSet
 from kvquant.api.v1alpha1 import Phase, Pool, parse_duration
 from kvquant.config import OperatorConfig
 from kvquant.core.evaluation_manifests import EvaluationJob, Source, job_name, job_object
@@ -121,6 +121,8 @@ def _source(asked: ExampleSet) -> Source:
 
 def _dataset_problem(world: World, asked: ExampleSet) -> Problem | None:
     """Return why there is no set, where the operator may look: volumes and buckets it may not."""
+    if asked.sources != 1:
+        return Problem("EvaluationDatasetMissing", f"spec.evaluation.dataset: {ONE_SOURCE}.")
     name, key = asked.config_map_name, asked.key or DEFAULT_FILE
     if name is None:
         return None

@@ -153,6 +153,51 @@ REFUSED = {
         {"analysis": {"custom": [{**CUSTOM, "name": f"own{i}"} for i in range(9)]}},
         ["spec.analysis.custom: Too many: 9: must have at most 8 items"],
     ),
+    "an example set of no source": (
+        {"evaluation": {"dataset": {}}},
+        ["spec.evaluation.dataset: Invalid value", "name exactly one source of the example set"],
+    ),
+    "an example set of two sources": (
+        {"evaluation": {"dataset": {"configMapName": "rag", "url": "s3://sets/rag.jsonl"}}},
+        ["spec.evaluation.dataset: Invalid value", "configMapName, claimName or url"],
+    ),
+    "no example set": ({"evaluation": {}}, ["spec.evaluation.dataset: Required value"]),
+    "a key without its ConfigMap": (
+        {"evaluation": {"dataset": {"claimName": "sets", "key": "rag.jsonl"}}},
+        ["key belongs to configMapName: remove it, or name the ConfigMap"],
+    ),
+    "a path without its volume": (
+        {"evaluation": {"dataset": {"configMapName": "rag", "path": "rag.jsonl"}}},
+        ["path belongs to claimName: remove it, or name the PersistentVolumeClaim"],
+    ),
+    "credentials without a bucket": (
+        {"evaluation": {"dataset": {"configMapName": "rag", "secretName": "sets"}}},
+        ["secretName holds the credentials of a bucket: remove it, or name the url"],
+    ),
+    "a path out of its volume": (
+        {"evaluation": {"dataset": {"claimName": "sets", "path": "a/../../etc/passwd"}}},
+        ["spec.evaluation.dataset.path: Invalid value", "without '..', such as sets/rag.jsonl"],
+    ),
+    "an absolute path": (
+        {"evaluation": {"dataset": {"claimName": "sets", "path": "/rag.jsonl"}}},
+        ["spec.evaluation.dataset.path: Invalid value", "without a leading '/'"],
+    ),
+    "a set from the web": (
+        {"evaluation": {"dataset": {"url": "https://example.org/rag.jsonl"}}},
+        ["spec.evaluation.dataset.url: Invalid value"],
+    ),
+    "an evaluation of weeks": (
+        {"evaluation": {"dataset": {"configMapName": "rag"}, "deadline": "169h"}},
+        ["spec.evaluation: Invalid value", "deadline may be 168h at most"],
+    ),
+    "an evaluation without a unit of time": (
+        {"evaluation": {"dataset": {"configMapName": "rag"}, "deadline": "90"}},
+        ["spec.evaluation.deadline: Invalid value", "such as 90s, 10m or 1h30m"],
+    ),
+    "an evaluation that passes when it fails": (
+        {"evaluation": {"dataset": {"configMapName": "rag"}, "onError": "proceed"}},
+        ['spec.evaluation.onError: Unsupported value: "proceed": supported values: "hold"'],
+    ),
     "an unknown field": ({"ladder": {}}, ['unknown field "spec.ladder"']),
 }
 
@@ -228,6 +273,34 @@ def test_the_smallest_example_gets_every_default(kubectl: Kubectl, namespace: st
         },
         "promotion": {"rollbackWindow": "1h", "oldPool": "ScaleToZero"},
         "progressDeadline": "30m",
+    }
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        {"configMapName": "rag"},
+        {"configMapName": "rag", "key": "rag.jsonl"},
+        {"claimName": "sets", "path": "2026/rag..jsonl"},
+        {"url": "gs://sets/2026/rag.jsonl", "secretName": "sets"},
+    ],
+)
+def test_an_example_set_of_one_source_gets_every_default(
+    kubectl: Kubectl, dataset: dict[str, str]
+) -> None:
+    manifest = rollout(evaluation={"dataset": dataset})
+    told = kubectl.ok(
+        *("create", "--dry-run=server", "-n", "default", "-o", "json", "-f-"), stdin=manifest
+    )
+    assert json.loads(told)["spec"]["evaluation"] == {
+        "dataset": dataset,
+        "marginPercent": 2,
+        "driftPercent": 5,
+        "noisePercent": 20,
+        "concurrency": 4,
+        "deadline": "1h",
+        "onInconclusive": "hold",
+        "onError": "hold",
     }
 
 

@@ -24,20 +24,25 @@ pytestmark = pytest.mark.apiserver
 
 HOME = "kvquant-system"
 LABELS = {"app": "x"}
-POD = {
+POD: dict[str, Any] = {
     "metadata": {"labels": LABELS},
     "spec": {"containers": [{"name": "engine", "image": "example.invalid/engine:1"}]},
 }
 SPECS: dict[str, dict[str, Any]] = {
     "ConfigMap": {"data": {"a": "1"}},
     "Deployment": {"spec": {"replicas": 0, "selector": {"matchLabels": LABELS}, "template": POD}},
+    "Job": {"spec": {"template": {**POD, "spec": {**POD["spec"], "restartPolicy": "Never"}}}},
     "PodDisruptionBudget": {
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": LABELS}},
     },
     "Service": {"spec": {"selector": LABELS, "ports": [{"port": 80}]}},
     "ServiceAccount": {"automountServiceAccountToken": False},
 }
-API_VERSIONS = {"Deployment": "apps/v1", "PodDisruptionBudget": "policy/v1"}
+API_VERSIONS = {
+    "Deployment": "apps/v1",
+    "Job": "batch/v1",
+    "PodDisruptionBudget": "policy/v1",
+}
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +128,13 @@ def test_the_operator_may_hold_an_autoscaler_still_but_make_none(
     assert bounds.items() <= found_again["spec"].items()
 
 
-def test_the_operator_may_delete_a_pool_of_its_own(
-    cluster: KubernetesCluster, namespace: str
+@pytest.mark.parametrize("kind", ["Deployment", "Job"])
+def test_the_operator_may_delete_a_pool_and_an_evaluation_of_its_own(
+    cluster: KubernetesCluster, namespace: str, kind: str
 ) -> None:
-    cluster.apply(thing("Deployment", namespace))
-    cluster.delete("Deployment", namespace, "x")
-    assert cluster.get("Deployment", namespace, "x") is None
+    cluster.apply(thing(kind, namespace))
+    cluster.delete(kind, namespace, "x")
+    assert cluster.get(kind, namespace, "x") is None
 
 
 def test_the_operator_may_write_a_rollouts_status_and_its_finalizer_but_make_none(
@@ -212,6 +218,7 @@ WHAT_FOR: dict[tuple[str, str], set[str]] = {
     ("", "services"): READ | {"create", "patch"},
     ("", "configmaps"): READ | {"create", "patch"},  # of routers, and records of decisions
     ("", "serviceaccounts"): READ | {"create", "patch"},
+    ("batch", "jobs"): READ | {"create", "patch", "delete"},  # evaluations of example sets
     ("policy", "poddisruptionbudgets"): READ | {"create", "patch"},
     ("autoscaling", "horizontalpodautoscalers"): READ | {"patch"},  # held still meanwhile
     ("", "events"): {"create", "patch"},

@@ -67,13 +67,15 @@ def test_pods_are_no_reason_to_look_through_the_rollouts() -> None:
     assert concerned(thing("Pod"), look) == set()
 
 
-def test_what_controllers_report_wakes_nobody_but_of_pods() -> None:
+def test_what_controllers_report_wakes_nobody_but_of_pods_and_jobs() -> None:
     woken: list[Ref] = []
     waker = Waker(lambda _: ROLLOUTS, lambda _: None, woken.append)
     waker(thing("Deployment", "llama"), False)
     assert woken == []
     waker(thing("Pod", labels={names.LABEL_ROLLOUT: "one"}), False)
     assert woken == [Ref("a", "one")]
+    waker(thing("Job", labels={names.LABEL_ROLLOUT: "two"}), False)
+    assert woken[1:] == [Ref("a", "two")]
 
 
 async def test_a_loop_can_be_woken_from_another_thread() -> None:

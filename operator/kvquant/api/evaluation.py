@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kvquant.api.fields import DURATION_PATTERN, Model, Name, PositiveDuration
 
@@ -71,12 +71,10 @@ class ExampleSet(Model):
     """Secret in the rollout's namespace whose keys become environment variables of the Job:
     AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL and the like."""
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        """Refuse what an API server without the rules has let through: there is nothing to ask."""
-        if sum(one is not None for one in (self.config_map_name, self.claim_name, self.url)) != 1:
-            raise ValueError(ONE_SOURCE)
-        return self
+    @property
+    def sources(self) -> int:
+        """How many sources are named; an API server without the rules may let another than 1 in."""
+        return sum(one is not None for one in (self.config_map_name, self.claim_name, self.url))
 
 
 class Evaluation(Model):
