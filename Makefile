@@ -82,6 +82,7 @@ lock: setup ## Pin the dependencies anew, by hash
 	.venv/bin/uv pip compile pyproject.toml --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade -q -o requirements.lock
 	.venv/bin/uv pip compile pyproject.toml --extra shadow --group dev --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements.lock -q -o requirements-dev.lock
 	.venv/bin/uv pip compile images/shadow/requirements.in --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements-dev.lock -q -o images/shadow/requirements.lock
+	.venv/bin/uv pip compile images/evaluation/requirements.in --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements-dev.lock -q -o images/evaluation/requirements.lock
 
 up: setup ## Bring up a one-node Kubernetes named dev, with Prometheus
 	@$(PY) -m kvlocal up --name dev --with-prometheus

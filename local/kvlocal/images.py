@@ -22,7 +22,7 @@ PYTHON_OF_RELEASE = "3.11"
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 BASE_KEY = f"{DEBIAN_RELEASE}-1"
 
-PRODUCT = ("operator", "router", "shadow", "engine-sim")
+PRODUCT = ("operator", "router", "shadow", "evaluation", "engine-sim")
 """Images of the product, each with a folder in images/."""
 
 BUILDS_KEPT = 3
@@ -35,6 +35,7 @@ _SOURCES = {
     "operator": ("operator/kvquant", "requirements.lock"),
     "router": (),
     "shadow": ("operator/kvquant",),
+    "evaluation": ("operator/kvquant",),
     "engine-sim": (),
 }
 """What a product's Dockerfile copies besides its own folder in images/."""
@@ -43,6 +44,7 @@ _LOCKS = {
     "operator": "requirements.lock",
     "router": "images/router/requirements.lock",
     "shadow": "images/shadow/requirements.lock",
+    "evaluation": "images/evaluation/requirements.lock",
     "engine-sim": "images/engine-sim/requirements.lock",
 }
 

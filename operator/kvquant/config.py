@@ -70,7 +70,7 @@ class OperatorConfig:
     tick_seconds: float = 15.0
     router_image: str = "kvquant/router:dev"
     shadow_image: str = "kvquant/shadow:dev"
-    evaluation_image: str = "kvquant/shadow:dev"
+    evaluation_image: str = "kvquant/evaluation:dev"
     image_pull_policy: str = "IfNotPresent"
     xds_host: str = "kvquant-xds.kvquant-system.svc"
     xds_port: int = 18000

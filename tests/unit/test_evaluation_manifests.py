@@ -26,7 +26,7 @@ JOB = EvaluationJob(
     namespace="inference",
     rollout="llama-fp8",
     owner={"apiVersion": names.API_VERSION, "kind": names.KIND, "name": "llama-fp8", "uid": "u1"},
-    image="registry.example/kvquant/shadow:1",
+    image="registry.example/kvquant/evaluation:1",
     image_pull_policy="IfNotPresent",
     source=Source(config_map="rag", path="set.jsonl"),
     baseline="llama-router-blue:8000",
@@ -52,9 +52,9 @@ def container(source: Source = JOB.source) -> dict[str, Any]:
 
 def test_a_name_is_a_runs_own_and_short_enough_for_pods() -> None:
     known = {
-        job_name(rollout, uid, attempt, run)
+        job_name(rollout, f"{rollout}'s {life} uid", attempt, run)
         for rollout in ("llama-fp8", "l" * 52, "l" * 51 + "m", "l" * 39 + "-x")
-        for uid in ("u1", "u2")
+        for life in ("first", "second")
         for attempt in (1, 11)
         for run in (1, 2, 11)
     }

@@ -44,7 +44,7 @@ def test_a_cluster_that_never_was_is_an_error_that_says_how_to_make_it() -> None
 
 
 def test_an_unknown_image_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(LocalError, match="operator, router, shadow, engine-sim"):
+    with pytest.raises(LocalError, match="operator, router, shadow, evaluation, engine-sim"):
         images.build("operatr")
     done = CliRunner().invoke(main, ["build-image", "operatr"])
     assert done.exit_code == 2
