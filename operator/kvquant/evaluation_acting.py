@@ -30,13 +30,14 @@ def seen(world: World) -> dict[str, Any]:
     return {
         "evaluation": None if present is None else read(present, world.evaluation_pods),
         "next_job": job_name(rollout.metadata.name, rollout.metadata.uid, status.attempt, run + 1),
-        "dataset_problem": _dataset_problem(world, rollout.spec.evaluation.dataset),
+        "evaluation_problem": _no_jobs(world) or _no_set(world, rollout.spec.evaluation.dataset),
     }
 
 
 def missing(world: World) -> bool:
     """Tell whether the Job of the run that is on its way has yet to be made."""
-    return _wanted(world) is not None and _present(world) is None
+    wanted = _wanted(world) is not None and world.jobs_refused is None
+    return wanted and _present(world) is None
 
 
 def superfluous(world: World) -> list[Object]:
@@ -119,7 +120,18 @@ def _source(asked: ExampleSet) -> Source:
     )
 
 
-def _dataset_problem(world: World, asked: ExampleSet) -> Problem | None:
+def _no_jobs(world: World) -> Problem | None:
+    """Return why no Job can be seen."""
+    if world.jobs_refused is None:
+        return None
+    return Problem(
+        "EvaluationRefused",
+        f"The operator may not see Jobs ({world.jobs_refused}): apply the ClusterRole of this "
+        "release, examples/install/operator.yaml.",
+    )
+
+
+def _no_set(world: World, asked: ExampleSet) -> Problem | None:
     """Return why there is no set, where the operator may look: volumes and buckets it may not."""
     if asked.sources != 1:
         return Problem("EvaluationDatasetMissing", f"spec.evaluation.dataset: {ONE_SOURCE}.")

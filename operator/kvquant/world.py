@@ -13,7 +13,7 @@ from kvquant.core.manifests import target_selector
 from kvquant.core.observation import PodView
 from kvquant.core.router_manifests import shadow_name, shadow_selector
 from kvquant.engines import vllm_limits
-from kvquant.errors import TemplateError
+from kvquant.errors import Refused, TemplateError
 from kvquant.ports import Cluster, Object
 
 ENGINE_CONTAINER = f"{names.GROUP}/engine-container"
@@ -43,6 +43,8 @@ class World:
     canary_pods: list[Object] = field(default_factory=list)
     shadow_pods: list[Object] = field(default_factory=list)
     evaluation_jobs: list[Object] = field(default_factory=list)
+    jobs_refused: str | None = None
+    """Why the API server lets nobody see Jobs; None when it does."""
     evaluation_pods: list[Object] = field(default_factory=list)
 
     @property
@@ -135,11 +137,12 @@ def _read_evaluation(cluster: Cluster, world: World) -> None:
     if asked is None and status.evaluation is None:
         return
     selector = jobs_selector(rollout.metadata.name)
-    world.evaluation_jobs = [
-        job
-        for job in cluster.list("Job", namespace, selector)
-        if rollout.metadata.uid in _owners(job)
-    ]
+    try:
+        jobs = cluster.list("Job", namespace, selector)
+    except Refused as error:
+        # Rights of an older release must keep nothing from being rolled back.
+        jobs, world.jobs_refused = [], str(error)
+    world.evaluation_jobs = [job for job in jobs if rollout.metadata.uid in _owners(job)]
     if status.phase is not Phase.EVALUATING:
         return
     world.evaluation_pods = cluster.list("Pod", namespace, selector)

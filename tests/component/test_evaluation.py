@@ -143,6 +143,18 @@ def test_a_job_that_may_not_be_made_is_told_in_the_api_servers_words(site: Site)
     assert site.until_settled(ref).phase is Phase.PROMOTED
 
 
+def test_rights_of_an_older_release_hold_and_keep_nothing_from_being_rolled_back(
+    site: Site,
+) -> None:
+    site.cluster.faults.append(Fault(Refused("jobs is forbidden"), "list", "Job", times=10**6))
+    ref = apply(site)
+    status = site.until(ref, lambda status: held(status) == "EvaluationRefused")
+    assert "examples/install/operator.yaml" in (status.verdict or "")
+    assert jobs(site) == []
+    site.annotate(ref, abort="a1")
+    assert site.until_settled(ref).phase is Phase.ROLLED_BACK
+
+
 def test_somebody_who_deletes_the_job_has_it_made_again(site: Site) -> None:
     site.asking = 60.0
     ref = apply(site)

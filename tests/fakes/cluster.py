@@ -251,6 +251,10 @@ class FakeCluster:
             selector = live.get("spec", {}).get("selector")
             if obj.get("spec", {}).get("selector") != selector:
                 raise Refused(f'{kind} "{name}" is invalid: spec.selector: field is immutable')
+        if kind == "Job" and live is not None:
+            template = live.get("spec", {}).get("template")
+            if obj.get("spec", {}).get("template") != template:
+                raise Refused(f'{kind} "{name}" is invalid: spec.template: field is immutable')
         if kind == "Secret" and live is not None and live.get("type") != obj.get("type"):
             raise Refused(f'{kind} "{name}" is invalid: type: field is immutable')
         metadata = obj["metadata"]

@@ -202,14 +202,14 @@ def test_what_keeps_it_from_going_on_is_told(reason: str, fields: dict[str, Any]
 
 def test_a_set_that_is_not_there_is_waited_for_without_a_run() -> None:
     missing = Problem("EvaluationDatasetMissing", "there is no ConfigMap 'rag'")
-    after = evaluated(before=EvaluationReport(), dataset_problem=missing).status
+    after = evaluated(before=EvaluationReport(), evaluation_problem=missing).status
     assert why_held(after) == "EvaluationDatasetMissing"
     assert of(after) == EvaluationReport(), "no run was begun, and none has failed"
 
 
 def test_a_verdict_counts_though_the_set_is_gone_by_then() -> None:
     missing = Problem("EvaluationDatasetMissing", "there is no ConfigMap 'rag'")
-    after = evaluated(view(Outcome.PASS), dataset_problem=missing).status
+    after = evaluated(view(Outcome.PASS), evaluation_problem=missing).status
     assert after.phase is Phase.SHADOWING
 
 

@@ -94,7 +94,8 @@ def test_words_that_are_no_whole_summary_never_pass(words: str) -> None:
             LATE,
             [pod(evaluations.ended(code=143))],
         ),
-        ("EvaluationNotStarted", "no word of why", LATE, []),
+        ("EvaluationDeadlineExceeded", "not done in time", LATE, []),
+        ("EvaluationNotStarted", "no word of why", LATE, [pod()]),
         (
             "EvaluationNotStarted",
             "ImagePullBackOff: no such image",

@@ -339,7 +339,7 @@ class RolloutMachine(RuleBasedStateMachine):
                 else None
             ),
             next_job=f"eval-{self.status.attempt}-{report.run + 1}" if evaluating else None,
-            dataset_problem=None if has_set else Problem("EvaluationDatasetMissing", "none"),
+            evaluation_problem=None if has_set else Problem("EvaluationDatasetMissing", "none"),
         )
         before, plan = self.status, Plan.of(self.spec)
         after = decide(plan, before, seen, self.now).status

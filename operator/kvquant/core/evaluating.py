@@ -103,8 +103,8 @@ def _go_on(turn: Turn, reason: str) -> None:
 def _begin(turn: Turn, report: EvaluationReport) -> None:
     """Ask for the Job of the next run; the next pass makes it."""
     seen = turn.seen
-    if seen.dataset_problem is not None:
-        turn.hold(seen.dataset_problem.reason, seen.dataset_problem.message)
+    if seen.evaluation_problem is not None:
+        turn.hold(seen.evaluation_problem.reason, seen.evaluation_problem.message)
         return
     if seen.next_job is None or not pods_serve(turn):
         return
@@ -166,7 +166,9 @@ def _failed(turn: Turn, plan: PlannedEvaluation, report: EvaluationReport) -> No
 
 
 def _running(turn: Turn, plan: PlannedEvaluation, report: EvaluationReport) -> tuple[str, str]:
-    view = _view(turn, report)
+    view, problem = _view(turn, report), turn.seen.evaluation_problem
+    if view is None and problem is not None:
+        return problem.reason, problem.message
     if view is not None and view.trouble and not view.started:
         return "EvaluationNotStarted", overdue(
             view.job, started=False, trouble=view.trouble

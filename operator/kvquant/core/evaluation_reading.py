@@ -116,7 +116,8 @@ def _failure(
 ) -> Failure:
     """Return why a Job has failed."""
     if condition.get("reason") == "DeadlineExceeded":
-        return overdue(job, started, trouble)
+        # With its time, a Job's pod is removed: what is gone has most likely run.
+        return overdue(job, started or not pods, trouble)
     for pod in pods:
         status = pod.get("status", {})
         if _interrupted(status):

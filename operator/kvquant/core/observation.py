@@ -129,7 +129,7 @@ class Observation:
         shadow: What the shadow service has counted; None when not asked or not answered.
         evaluation: What the present run of the evaluation says; None when there is none yet.
         next_job: Name of the Job of the next run.
-        dataset_problem: Why no run can begin, as far as the operator may see it.
+        evaluation_problem: Why no run can begin, as far as the operator can see; else None.
         metrics_problem: Why there is no evidence, when Prometheus did not answer.
         alerts: What is known of alerts; None where nobody listens.
     """
@@ -153,7 +153,7 @@ class Observation:
     shadow: ShadowEvidence | None = None
     evaluation: EvaluationView | None = None
     next_job: str | None = None
-    dataset_problem: Problem | None = None
+    evaluation_problem: Problem | None = None
     metrics_problem: str | None = None
     alerts: Heard | None = None
 
