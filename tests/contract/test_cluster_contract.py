@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -248,6 +249,24 @@ def test_a_patch_that_changes_nothing_writes_nothing(target: Target) -> None:
 
 
 # Status.
+
+
+def test_the_template_of_a_job_cannot_be_changed(target: Target) -> None:
+    container = {"name": "evaluation", "image": "example.invalid/evaluation:1"}
+    job: Object = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "x", "namespace": target.namespace},
+        "spec": {"template": {"spec": {"containers": [container], "restartPolicy": "Never"}}},
+    }
+    first = target.cluster.apply(job)
+    again = target.cluster.apply(job)
+    assert again["metadata"]["uid"] == first["metadata"]["uid"], "the same again is no error"
+    changed = copy.deepcopy(job)
+    changed["spec"]["template"]["spec"]["containers"][0]["image"] += ".1"
+    with pytest.raises(Refused, match=r"spec\.template"):
+        target.cluster.apply(changed)
+    assert existing(target, "Job", "x")["spec"] == again["spec"]
 
 
 def test_status_is_written_whole_and_alone(target: Target) -> None:
