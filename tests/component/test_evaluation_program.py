@@ -1,0 +1,33 @@
+"""The evaluation's Job and the program that it runs understand each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvquant.core.evaluation_manifests import PROGRAM, job_object
+from kvquant.core.evaluation_reading import read
+from tests.fakes import evaluations
+from tests.unit.test_evaluation_manifests import JOB
+
+program = pytest.importorskip(f"{PROGRAM[-1]}.__main__")
+
+
+def test_it_takes_what_the_job_tells_it_and_its_last_words_name_what_is_wrong(
+    tmp_path: Path,
+) -> None:
+    (container,) = job_object(JOB)["spec"]["template"]["spec"]["containers"]
+    words, told = list(container["args"]), tmp_path / "termination-log"
+    words[words.index("--summary") + 1] = str(told)
+    words[words.index("--out") + 1] = str(tmp_path / "out")
+    words[words.index("--dataset") + 1] = str(tmp_path / "missing.jsonl")
+    # An argument that it does not know would raise SystemExit.
+    assert program.main(words) == 1
+    end = evaluations.ended(told.read_text(), 1)
+    failed = evaluations.job(evaluations.JOB, ("Failed", "BackoffLimitExceeded"))
+    found = read(failed, [evaluations.pod(end)])
+    assert found.summary is None
+    assert found.failure is not None
+    assert found.failure.reason == "EvaluationBroken"
+    assert "missing.jsonl" in found.failure.message
