@@ -89,6 +89,7 @@ def job(
             noise_percent=asked.noise_percent,
             concurrency=asked.concurrency,
             deadline=parse_duration(asked.deadline),
+            model=asked.model,
         )
     )
 

@@ -153,6 +153,10 @@ REFUSED = {
         {"analysis": {"custom": [{**CUSTOM, "name": f"own{i}"} for i in range(9)]}},
         ["spec.analysis.custom: Too many: 9: must have at most 8 items"],
     ),
+    "a model without a name": (
+        {"evaluation": {"dataset": {"configMapName": "rag"}, "model": ""}},
+        ["spec.evaluation.model: Invalid value"],
+    ),
     "an example set of no source": (
         {"evaluation": {"dataset": {}}},
         ["spec.evaluation.dataset: Invalid value", "name exactly one source of the example set"],

@@ -275,8 +275,8 @@ def test_a_set_that_passes_leads_to_shadowing_and_on_to_promotion(site: Site) ->
     assert (status.evaluation.verdict, status.evaluation.run) == (Verdict.PASS, 1)
     (job,) = site.cluster.objects("Job")
     arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert arguments[arguments.index("--baseline") + 1] == "llama-router-blue:8000"
-    assert arguments[arguments.index("--canary") + 1] == "llama-router-green:8000"
+    assert "--baseline=llama-router-blue:8000" in arguments
+    assert "--canary=llama-router-green:8000" in arguments
     (owner,) = job["metadata"]["ownerReferences"]
     assert owner["uid"] == site.raw(ref)["metadata"]["uid"]
 

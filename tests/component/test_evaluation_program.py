@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,12 @@ program = pytest.importorskip(f"{PROGRAM[-1]}.__main__")
 def test_it_takes_what_the_job_tells_it_and_its_last_words_name_what_is_wrong(
     tmp_path: Path,
 ) -> None:
-    (container,) = job_object(JOB)["spec"]["template"]["spec"]["containers"]
-    words, told = list(container["args"]), tmp_path / "termination-log"
-    words[words.index("--summary") + 1] = str(told)
-    words[words.index("--out") + 1] = str(tmp_path / "out")
-    words[words.index("--dataset") + 1] = str(tmp_path / "missing.jsonl")
+    (container,) = job_object(replace(JOB, model="llama"))["spec"]["template"]["spec"]["containers"]
+    told = tmp_path / "termination-log"
+    here = {"--summary": told, "--out": tmp_path / "out", "--dataset": tmp_path / "missing.jsonl"}
+    words = dict(word.split("=", 1) for word in container["args"]) | here
     # An argument that it does not know would raise SystemExit.
-    assert program.main(words) == 1
+    assert program.main([f"{flag}={value}" for flag, value in words.items()]) == 1
     end = evaluations.ended(told.read_text(), 1)
     failed = evaluations.job(evaluations.JOB, ("Failed", "BackoffLimitExceeded"))
     found = read(failed, [evaluations.pod(end)])

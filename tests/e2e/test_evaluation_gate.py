@@ -104,7 +104,7 @@ def test_a_set_with_a_mistake_holds_with_its_line_and_a_person_goes_on(stage: St
     )
     assert status.evaluation is not None
     assert status.evaluation.reason == "EvaluationBroken"
-    assert "4" in status.evaluation.message, "the line is named"
+    assert "set.jsonl, line 4" in status.evaluation.message
     assert status.phase is Phase.EVALUATING
     assert status.rejected_spec_hash is None
     stage.ask("fp8", names.ANNOTATION_PROMOTE, "on-my-own")

@@ -50,6 +50,13 @@ def container(source: Source = JOB.source) -> dict[str, Any]:
     return found
 
 
+def arguments(job: dict[str, Any]) -> dict[str, str]:
+    """Return the program's arguments as Kubernetes hands them over."""
+    (found,) = job["spec"]["template"]["spec"]["containers"]
+    assert "$(" not in "".join(found["args"]).replace("$$", ""), "nothing is put in"
+    return dict(word.replace("$$", "$").split("=", 1) for word in found["args"])
+
+
 def test_a_name_is_a_runs_own_and_short_enough_for_pods() -> None:
     known = {
         job_name(rollout, f"{rollout}'s {life} uid", attempt, run)
@@ -104,8 +111,7 @@ def test_the_last_words_are_the_summary_and_never_the_log() -> None:
 
 
 def test_the_program_is_told_everything() -> None:
-    words = container()["args"]
-    told = dict(zip(words[::2], words[1::2], strict=True))
+    told = arguments(job_object(JOB))
     assert container()["command"] == ["python", "-m", "kvquant.evaluation"]
     assert told == {
         "--dataset": f"{DATASET_FOLDER}/set.jsonl",
@@ -145,7 +151,7 @@ def test_the_set_is_mounted_read_only_or_fetched(
     mounts = {m["name"]: m for m in container(source)["volumeMounts"]}
     assert set(mounts) == set(volumes)
     assert volumes.get("dataset") == volume
-    dataset = container(source)["args"][1]
+    dataset = arguments(job_object(replace(JOB, source=source)))["--dataset"]
     if volume is None:
         assert dataset == "s3://sets/a.jsonl"
         assert container(source)["envFrom"] == [{"secretRef": {"name": "sets"}}]
@@ -153,6 +159,14 @@ def test_the_set_is_mounted_read_only_or_fetched(
         assert mounts["dataset"]["readOnly"] is True
         assert dataset == f"{mounts['dataset']['mountPath']}/{source.path}"
         assert "envFrom" not in container(source)
+
+
+@pytest.mark.parametrize("words", ["$(AWS_SECRET_ACCESS_KEY)", "$$(X)", "a$b", "--ignore-load"])
+def test_nothing_that_a_user_writes_is_taken_for_a_variable_or_a_flag(words: str) -> None:
+    source = Source(url=f"s3://sets/{words}", secret="sets")
+    told = arguments(job_object(replace(JOB, source=source, model=words)))
+    assert (told["--baseline-model"], told["--canary-model"]) == (words, words)
+    assert told["--dataset"] == f"s3://sets/{words}"
 
 
 def test_it_is_the_same_each_time() -> None:

@@ -76,6 +76,7 @@ class EvaluationJob:
         noise_percent: Share of the examples for which the baseline is asked twice, in per cent.
         concurrency: Examples that are asked at a time.
         deadline: Longest time that the set may take.
+        model: Name of the model to ask for; None: as it stands in each example.
     """
 
     name: str
@@ -92,6 +93,7 @@ class EvaluationJob:
     noise_percent: int
     concurrency: int
     deadline: timedelta
+    model: str | None = None
 
 
 def job_name(rollout: str, uid: str, attempt: int, run: int) -> str:
@@ -213,4 +215,8 @@ def _arguments(job: EvaluationJob) -> list[str]:
         "summary": TERMINATION_FILE,
         "deadline": int(job.deadline.total_seconds()),
     }
-    return [word for flag, value in values.items() for word in (f"--{flag}", str(value))]
+    if job.model is not None:
+        values |= {"baseline-model": job.model, "canary-model": job.model}
+    # In one word, so that no value is taken for a flag; and without Kubernetes' putting in what
+    # `$(NAME)` stands for: the variables hold a Secret, and the arguments are told to anybody.
+    return [f"--{flag}={value}".replace("$", "$$") for flag, value in values.items()]
