@@ -155,6 +155,21 @@ def test_rights_of_an_older_release_hold_and_keep_nothing_from_being_rolled_back
     assert site.until_settled(ref).phase is Phase.ROLLED_BACK
 
 
+def test_rights_that_are_taken_away_meanwhile_make_no_second_job(site: Site) -> None:
+    site.asking = 60.0
+    ref = apply(site)
+    job = asking(site, ref)
+    site.cluster.faults.append(Fault(Refused("jobs is forbidden"), "list", "Job", times=10**6))
+    site.until(ref, lambda status: held(status) == "EvaluationRefused")
+    before = len(site.cluster.calls)
+    site.turn(ref)
+    written = [c for c in site.cluster.calls[before:] if c.kind == "Job" and c.writes]
+    assert written == []
+    site.cluster.faults.clear()
+    assert site.until_settled(ref).phase is Phase.PROMOTED
+    assert jobs(site) == [job]
+
+
 def test_somebody_who_deletes_the_job_has_it_made_again(site: Site) -> None:
     site.asking = 60.0
     ref = apply(site)

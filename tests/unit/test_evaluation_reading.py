@@ -66,6 +66,7 @@ def test_words_that_are_no_whole_summary_never_pass(words: str) -> None:
         ("EvaluationInterrupted", "is gone", COMPLETE, []),
         ("EvaluationInterrupted", "is gone", COMPLETE, [pod(evaluations.ended(GOOD), uid="old")]),
         ("EvaluationInterrupted", "is gone", COMPLETE, [pod(evaluations.ended())]),
+        ("EvaluationInterrupted", "is gone", COMPLETE, [pod(evaluations.ended(GOOD, 3))]),
         ("EvaluationInterrupted", "is gone", BROKEN, []),
         ("EvaluationInterrupted", "Evicted: The node was low", BROKEN, [pod(**EVICTED)]),
         (
