@@ -298,7 +298,7 @@ def test_an_example_set_of_one_source_gets_every_default(
     )
     assert json.loads(told)["spec"]["evaluation"] == {
         "dataset": dataset,
-        "marginPercent": 2,
+        "marginPercent": 5,
         "driftPercent": 5,
         "noisePercent": 20,
         "concurrency": 4,

@@ -85,7 +85,7 @@ class Evaluation(Model):
     model: Annotated[str | None, Field(min_length=1, max_length=256)] = None
     """Name of the model to ask for, in place of what each example names. Default: as it stands in
     the examples."""
-    margin_percent: Annotated[int, Field(ge=1, le=100)] = 2
+    margin_percent: Annotated[int, Field(ge=1, le=100)] = 5
     """Examples per 100 that the canary may spoil and the baseline does not, for each measure."""
     drift_percent: Annotated[int, Field(ge=1, le=100)] = 5
     """By how much the canary may be more surprised by the baseline's answers (perplexity per token)
