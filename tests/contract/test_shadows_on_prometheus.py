@@ -44,6 +44,8 @@ def counted(
     lines = [
         f'kvquant_shadow_received_total{{{own},bucket="64-256KiB"}} {2 * count}',
         f'kvquant_shadow_dropped_total{{{own},reason="queue"}} {count}',
+        f'kvquant_shadow_personal_data_total{{{own},kind="EMAIL"}} {count / 10}',
+        f'kvquant_shadow_personal_data_total{{{own},kind="CARD"}} {count / 20}',
         f"kvquant_shadow_scored_total{{{pair}}} {count}",
         f"kvquant_shadow_harm_total{{{pair}}} {count / 2}",
         f"kvquant_shadow_relief_total{{{pair}}} {count / 4}",
@@ -90,6 +92,7 @@ def test_what_ended_and_living_processes_counted_adds_up_exactly(
     (found,) = ask(metrics, need("sum"))
     assert found.received == {"64-256KiB": 240.0}
     assert found.dropped == {"queue": 120.0}
+    assert found.replaced == pytest.approx(18)
     assert found.sums == {(CANARY_PAIR, CITATIONS, "64-256KiB"): Sums(120, 60, 30, 90)}
     assert found.pooled(NOISE_PAIR, CITATIONS) == Sums()
 

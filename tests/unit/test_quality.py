@@ -76,8 +76,26 @@ def test_without_any_copy_the_report_says_what_is_copied() -> None:
 
 def test_why_copies_were_not_compared_is_told() -> None:
     pairs = Pairs().good(10)
-    pairs.evidence.dropped = {"queue": 5.0, "withheld:timeout": 2.0}
-    assert "queue 5, withheld:timeout 2" in pairs.judged().message
+    pairs.evidence.dropped = {"queue": 5.0, "withheld:timeout": 2.0, "size": 0.0}
+    report = pairs.judged()
+    assert "queue 5, withheld:timeout 2" in report.message
+    told_ = [(loss.reason, loss.count) for loss in report.dropped]
+    assert told_ == [("queue", 5), ("withheld:timeout", 2)]
+
+
+def test_more_reasons_than_the_status_holds_are_cut_to_the_most_frequent() -> None:
+    pairs = Pairs().good(10)
+    pairs.evidence.dropped = {f"reason{n}": float(n) for n in range(1, 40)}
+    dropped = pairs.judged().dropped
+    assert len(dropped) == 12
+    assert (dropped[0].reason, dropped[0].count) == ("reason39", 39)
+
+
+def test_what_was_asked_for_and_what_was_replaced_is_told() -> None:
+    pairs = Pairs().good(10)
+    pairs.evidence.replaced = 37.0
+    report = pairs.judged()
+    assert (report.min_pairs, report.replaced) == (200, 37)
 
 
 @pytest.mark.parametrize("name", [n for n in JUDGED if n != told.DRIFT])

@@ -15,6 +15,9 @@ from kvquant.api.v1alpha1 import (
     DecisionKind,
     DecisionRecord,
     KVQuantRollout,
+    ShadowBucket,
+    ShadowLoss,
+    ShadowReport,
     SignalReport,
     Status,
     Verdict,
@@ -57,6 +60,24 @@ def analysis(signals: int = 1, verdict: Verdict = Verdict.PASS, text: str = "") 
             )
             for i in range(signals)
         ),
+    )
+
+
+def shadow(verdict: Verdict = Verdict.PASS, text: str = "w " * 60, **fields: Any) -> ShadowReport:
+    return ShadowReport(
+        at=NOW - timedelta(minutes=1),
+        verdict=verdict,
+        message=f"The answers: {text}",
+        pairs=412,
+        min_pairs=200,
+        replaced=37,
+        dropped=(ShadowLoss(reason="queue", count=3),),
+        signals=analysis(7, verdict, text).signals,
+        buckets=tuple(
+            ShadowBucket(bucket=f"{n}-{n + 1}KiB", live=10_000, copied=500, pairs=400, covered=True)
+            for n in range(6)
+        ),
+        **fields,
     )
 
 
@@ -122,6 +143,50 @@ def test_a_decision_of_the_attempt_before_bears_that_attempts_mark_and_no_eviden
 def test_answers_that_are_not_marked_have_no_fingerprint() -> None:
     it = rollout(decision(1), spec={"engine": {"fingerprint": False}})
     assert record.entry(it, it.status.decisions[0]).fingerprint is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "ago", "rests"),
+    [
+        (DecisionKind.ROLL_BACK, 0, 0, True),
+        (DecisionKind.ADVANCE, 1, 0, True),
+        (DecisionKind.HOLD, 0, 0, True),
+        # Copies are over, and the users' own requests decide.
+        (DecisionKind.ROLL_BACK, 1, 0, False),
+        (DecisionKind.ADVANCE, 2, 0, False),
+        # It was decided before anybody had looked.
+        (DecisionKind.HOLD, 0, 5, False),
+    ],
+)
+def test_a_decision_made_by_answers_to_copies_keeps_what_they_said(
+    kind: DecisionKind, step: int, ago: float, rests: bool
+) -> None:
+    one = decision(1, kind, minutes=ago).model_copy(update={"step": step})
+    it = rollout(one, shadow=shadow())
+    told = record.entry(it, one)
+    assert told.shadow == (shadow() if rests else None)
+    assert record.read({"1": record.line(told)}) == [told]
+
+
+def test_an_attempt_before_has_nothing_of_the_answers_of_this_one() -> None:
+    before = decision(1, DecisionKind.ROLL_BACK).model_copy(update={"step": 0})
+    it = rollout(before, decision(2, DecisionKind.START), shadow=shadow())
+    assert record.entry(it, before).shadow is None
+
+
+def test_what_failed_among_the_answers_stays_in_a_line_that_is_too_long() -> None:
+    one = decision(1).model_copy(update={"step": 0, "message": "m" * 1500})
+    it = rollout(
+        one, shadow=shadow(Verdict.FAIL, "x" * 1000), analysis=analysis(11, text="y" * 900)
+    )
+    told = record.line(record.entry(it, one))
+    assert len(told.encode()) <= record.LARGEST
+    (back,) = record.read({"1": told})
+    assert back.shadow is not None
+    assert back.analysis is not None
+    assert back.shadow.signals[0].verdict is Verdict.FAIL
+    assert back.shadow.buckets == shadow().buckets, "what was not evaluated has to be told"
+    assert len(back.shadow.signals) + len(back.analysis.signals) + back.signals_left_out == 18
 
 
 def test_an_entry_is_one_line_that_reads_back_as_it_was() -> None:

@@ -150,6 +150,15 @@ class ShadowBucket(Model):
     """Whether enough of them were compared to speak of this length at all."""
 
 
+class ShadowLoss(Model):
+    """Copies that were not compared, for one reason."""
+
+    reason: Annotated[str, Field(max_length=64)]
+    """Why, in a word or two, such as `queue`, `deadline` or `size`."""
+    count: int
+    """How many."""
+
+
 class ShadowReport(Model):
     """The latest look at the answers of both pools to copies of requests."""
 
@@ -161,6 +170,8 @@ class ShadowReport(Model):
     """The verdict in a sentence."""
     pairs: int = 0
     """Pairs of answers, canary against baseline, that were compared."""
+    min_pairs: int | None = None
+    """Pairs that the spec asks for at least; the statistics may ask for more."""
     noise_pairs: int = 0
     """Pairs of answers of the baseline alone (A/A)."""
     exact_percent: Percent | None = None
@@ -170,6 +181,10 @@ class ShadowReport(Model):
     """The same of the baseline's own pairs."""
     eta_seconds: int | None = None
     """Seconds until the pairs should suffice at the present rate; absent when that is unknown."""
+    replaced: int | None = None
+    """Values of personal data for which placeholders stand in the copies and their answers."""
+    dropped: Annotated[tuple[ShadowLoss, ...], Field(max_length=12)] = ()
+    """Copies that were not compared, by reason, the most frequent first."""
     signals: Annotated[tuple[SignalReport, ...], Field(max_length=16)] = ()
     """The signals' numbers."""
     buckets: Annotated[tuple[ShadowBucket, ...], Field(max_length=16)] = ()

@@ -432,7 +432,7 @@ def _rolled_back(turn: Turn) -> None:
         if turn.seen.spec_hash != turn.status.spec_hash:
             turn.hold(*REJECTED_BEFORE)
     else:
-        turn.set(settled=False, analysis=None, regime_proof=())
+        turn.set(settled=False, analysis=None, shadow=None, regime_proof=())
         turn.enter(Phase.PENDING, step=0, step_started_at=None)
         turn.requeue_after = timedelta(0)
 

@@ -12,7 +12,13 @@ import math
 from dataclasses import dataclass
 from datetime import datetime
 
-from kvquant.api.v1alpha1 import ShadowBucket, ShadowReport, SignalReport, Verdict
+from kvquant.api.v1alpha1 import (
+    ShadowBucket,
+    ShadowLoss,
+    ShadowReport,
+    SignalReport,
+    Verdict,
+)
 from kvquant.core import shadow_settings as told
 from kvquant.core.analysis.sequential import SOUND, TUNED_AT, boundary, student
 from kvquant.core.plan import PlannedShadow
@@ -57,6 +63,8 @@ FEWEST_TO_FAIL = 10
 """Pairs from which harm can be believed, and from which a length of request counts as covered."""
 TUNED_PAIRS = 100.0
 """Pairs at which the bound is tightest."""
+REASONS = 12
+"""Reasons for which copies were not compared that are told."""
 PRIOR_PAIRS, PRIOR_DRIFT = 5.0, 0.05
 """Scatter of the drift (nats per token) that is assumed before, and the pairs that it is worth."""
 
@@ -119,10 +127,16 @@ def judge(
         verdict=verdict,
         message=message.strip()[:2048],
         pairs=pairs,
+        min_pairs=shadow.min_pairs,
         noise_pairs=int(same.count),
         exact_percent=_same_percent(exact),
         noise_exact_percent=_same_percent(same),
         eta_seconds=round(wanted * seconds / pairs) if pairs > 0 and wanted > 0 else None,
+        replaced=int(evidence.replaced),
+        dropped=tuple(
+            ShadowLoss(reason=reason[:64], count=int(count))
+            for reason, count in _dropped(evidence)[:REASONS]
+        ),
         signals=signals,
         buckets=buckets,
     )
@@ -140,9 +154,14 @@ def _losses(evidence: ShadowEvidence) -> str:
             "No copy has arrived at the shadow service yet: only POSTs to /v1/completions, "
             "/v1/chat/completions, /v1/responses and /v1/messages are copied."
         )
-    most = sorted(evidence.dropped.items(), key=lambda item: -item[1])[:3]
-    lost = ", ".join(f"{reason} {count:.0f}" for reason, count in most if count > 0)
+    lost = ", ".join(f"{reason} {count:.0f}" for reason, count in _dropped(evidence)[:3])
     return f"{received:.0f} copies arrived" + (f"; not compared: {lost}." if lost else ".")
+
+
+def _dropped(evidence: ShadowEvidence) -> list[tuple[str, float]]:
+    """Return how many copies were not compared, by reason, the most frequent first."""
+    found = [(reason, count) for reason, count in evidence.dropped.items() if count >= 1]
+    return sorted(found, key=lambda item: (-item[1], item[0]))
 
 
 def _tolerance(name: str, shadow: PlannedShadow) -> float:

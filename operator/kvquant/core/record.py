@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import AwareDatetime
 
@@ -22,6 +23,7 @@ from kvquant.api.v1alpha1 import (
     DecisionRecord,
     KVQuantRollout,
     Pool,
+    ShadowReport,
     SignalReport,
     Status,
     Verdict,
@@ -67,6 +69,9 @@ class Entry(Model):
     """The pool with the quantized cache."""
     analysis: AnalysisReport | None = None
     """The look at the evidence that it rested on; null for one that rests on no measurement."""
+    shadow: ShadowReport | None = None
+    """The look at the answers to copied requests that it rested on; null for a decision that was
+    not made by them."""
     signals_left_out: int = 0
     """Signals that passed and are left out, because the entry would be too long."""
 
@@ -134,7 +139,7 @@ def entry(rollout: KVQuantRollout, decision: DecisionRecord) -> Entry:
     begun_since = sum(1 for d in later if d.kind is DecisionKind.START)
     attempt = max(0, status.attempt - begun_since)
     present = begun_since == 0
-    analysis = status.analysis
+    analysis, shadow = status.analysis, status.shadow
     marked = rollout.spec.engine.fingerprint and attempt > 0
     return Entry(
         number=decision.number or 0,
@@ -150,31 +155,59 @@ def entry(rollout: KVQuantRollout, decision: DecisionRecord) -> Entry:
         baseline=status.baseline if present else None,
         canary=status.canary if present else None,
         analysis=analysis if present and analysis and analysis.at <= decision.at else None,
+        shadow=shadow if present and shadow and _rests_on(decision, shadow) else None,
     )
+
+
+def _rests_on(decision: DecisionRecord, shadow: ShadowReport) -> bool:
+    """Tell whether a decision was made while answers to copies decided: before or at the first step."""
+    if shadow.at > decision.at:
+        return False
+    return decision.step == 0 or (decision.step == 1 and decision.kind is DecisionKind.ADVANCE)
 
 
 def line(full: Entry) -> str:
     """Return an entry as one line of JSON that is not too long.
 
     What goes first is what can be told from the rest: the sentences of signals that passed, the
-    sentence of the analysis, which the decision's repeats; then signals that passed. What people
-    wrote into the decision's own sentence goes last.
+    sentence of the look at the evidence, which the decision's repeats; then signals that passed.
+    What people wrote into the decision's own sentence goes last.
     """
-    told, analysis = full, full.analysis
-    if analysis is not None and _too_long(told):
-        brief = tuple(_brief(signal) for signal in analysis.signals)
-        analysis = analysis.model_copy(update={"signals": brief, "message": ""})
-        told = full.model_copy(update={"analysis": analysis})
-        while analysis.signals and _too_long(told):
-            passed = [s for s in analysis.signals if s.verdict is Verdict.PASS]
-            least = (passed or analysis.signals)[-1]
-            kept = tuple(s for s in analysis.signals if s is not least)
-            analysis = analysis.model_copy(update={"signals": kept})
-            left_out = told.signals_left_out + 1
-            told = told.model_copy(update={"analysis": analysis, "signals_left_out": left_out})
+    told = full
+    for shorten in (_without_sentences, _without_signals):
+        for look in _LOOKS:
+            told = shorten(told, look)
     while told.message and _too_long(told):
         told = told.model_copy(update={"message": told.message[: len(told.message) // 2]})
     return _json(told)
+
+
+_Look = Literal["analysis", "shadow"]
+_LOOKS: tuple[_Look, ...] = ("analysis", "shadow")
+
+
+def _without_sentences(told: Entry, look: _Look) -> Entry:
+    """Return an entry that is too long without what can be told from a look's numbers."""
+    report: AnalysisReport | ShadowReport | None = getattr(told, look)
+    if report is None or not _too_long(told):
+        return told
+    brief = tuple(_brief(signal) for signal in report.signals)
+    return told.model_copy(
+        update={look: report.model_copy(update={"signals": brief, "message": ""})}
+    )
+
+
+def _without_signals(told: Entry, look: _Look) -> Entry:
+    """Return an entry without as many of a look's signals as make it too long, passed ones first."""
+    report: AnalysisReport | ShadowReport | None = getattr(told, look)
+    while report is not None and report.signals and _too_long(told):
+        passed = [s for s in report.signals if s.verdict is Verdict.PASS]
+        least = (passed or report.signals)[-1]
+        kept = tuple(s for s in report.signals if s is not least)
+        report = report.model_copy(update={"signals": kept})
+        left_out = told.signals_left_out + 1
+        told = told.model_copy(update={look: report, "signals_left_out": left_out})
+    return told
 
 
 def read(data: Mapping[str, str]) -> list[Entry]:

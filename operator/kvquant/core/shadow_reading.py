@@ -29,12 +29,13 @@ BODIES = "envoy_cluster_upstream_rq_body_size_bucket"
 COUNTERS = (
     shadow_settings.RECEIVED,
     shadow_settings.DROPPED,
+    shadow_settings.FOUND,
     shadow_settings.SCORED,
     shadow_settings.HARM,
     shadow_settings.RELIEF,
     shadow_settings.SQUARES,
 )
-LABELS = ("rollout", "attempt", "run", "pair", "signal", "bucket", "reason")
+LABELS = ("rollout", "attempt", "run", "pair", "signal", "bucket", "reason", "kind")
 
 COARSEST = 60
 """Seconds to which the length of the look back is rounded up, so that the same question is the
@@ -91,6 +92,7 @@ class ShadowEvidence:
     Attributes:
         received: Copies that arrived, by bucket.
         dropped: Copies that were not compared, by reason.
+        replaced: Values of personal data for which placeholders stand.
         sums: Differences by pair, signal and bucket.
         live: Requests that clients sent, by bucket; empty when the routers do not tell.
         runs: Processes of the shadow service that have counted.
@@ -98,6 +100,7 @@ class ShadowEvidence:
 
     received: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, float] = field(default_factory=dict)
+    replaced: float = 0.0
     sums: dict[tuple[str, str, str], Sums] = field(default_factory=dict)
     live: Mapping[str, float] = field(default_factory=dict)
     runs: int = 0
@@ -189,6 +192,8 @@ def _count(evidence: ShadowEvidence, labels: Mapping[str, str], value: float) ->
     elif name == shadow_settings.DROPPED:
         reason = labels["reason"]
         evidence.dropped[reason] = evidence.dropped.get(reason, 0.0) + value
+    elif name == shadow_settings.FOUND:
+        evidence.replaced += value
     else:
         key = labels["pair"], labels["signal"], labels["bucket"]
         sums = evidence.sums.setdefault(key, Sums())

@@ -20,7 +20,6 @@ SECONDS = "kvquant_shadow_answer_seconds"
 TOKENS = "kvquant_shadow_tokens_total"
 QUEUED = "kvquant_shadow_queue_requests"
 IN_FLIGHT = "kvquant_shadow_in_flight"
-FOUND = "kvquant_shadow_personal_data_total"
 THROTTLED = "kvquant_shadow_throttled"
 UNSCORED = "kvquant_shadow_unscored_total"
 UNLOGGED = "kvquant_shadow_unlogged_total"
@@ -60,7 +59,7 @@ class Metrics:
         self._relief = self._counter(names.RELIEF, "Sum of those for the better.", *judged)
         self._squares = self._counter(names.SQUARES, "Sum of the squares of both.", *judged)
         self._tokens = self._counter(TOKENS, "Tokens of prompts and answers.", "arm")
-        self._found = self._counter(FOUND, "Personal data that were replaced.", "kind")
+        self._found = self._counter(names.FOUND, "Personal data that were replaced.", "kind")
         self._unscored = self._counter(UNSCORED, "Pairs without drift.", "pair", "reason")
         self._unlogged = self._counter(UNLOGGED, "Pairs that the log lacks.", "reason")
         self._seconds = Histogram(
