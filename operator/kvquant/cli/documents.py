@@ -15,7 +15,6 @@ from kvquant.api.fields import Model
 from kvquant.api.v1alpha1 import (
     AlertPolicy,
     AlertSource,
-    AnalysisReport,
     Condition,
     DecisionKind,
     DecisionRecord,
@@ -24,11 +23,11 @@ from kvquant.api.v1alpha1 import (
     PodProof,
     Pool,
     Spec,
-    Verdict,
     Weights,
     parse_duration,
 )
 from kvquant.cli import verbs
+from kvquant.cli.looks import AnalysisDocument, ShadowDocument, copied, looked
 from kvquant.cli.rollouts import Seen
 
 LOOKS_MISSED = 4
@@ -77,68 +76,6 @@ class ArmDocument(Model):
     """Requests that ended in this step, as of the latest look."""
     p99_ms: int | None = None
     """99th percentile of the latency at the router in this step, in milliseconds."""
-
-
-class SignalDocument(Model):
-    """One signal in a look at the evidence."""
-
-    name: str
-    """Name of the signal, such as latencyP99, failures or pageFaults."""
-    family: str | None = None
-    """What it belongs to: pageFaults, oomRetries, p99 or custom."""
-    verdict: Verdict
-    """Pass, Fail, Inconclusive or Error."""
-    baseline: str | None = None
-    """The baseline's measurement, as text with its unit."""
-    canary: str | None = None
-    """The canary's measurement, as text with its unit."""
-    tolerance: str | None = None
-    """What the canary is allowed beyond the baseline, as text with its unit."""
-    effect: str | None = None
-    """Harm beyond the tolerance: below zero the canary is within it."""
-    lower: str | None = None
-    """Lower bound of the effect that holds at every look; above zero it fails."""
-    upper: str | None = None
-    """Upper bound of the effect at the tolerance that a pass allows; below zero it passes."""
-    requests: int | None = None
-    """Canary requests behind it."""
-    budget_spent_percent: int | None = None
-    """Part of this signal's error budget that the evidence against the canary has used up."""
-    message: str = ""
-    """The verdict in a sentence."""
-
-
-class AnalysisDocument(Model):
-    """One look at the evidence of a step."""
-
-    at: datetime
-    """When the evidence was read."""
-    verdict: Verdict
-    """Worst of the signals' verdicts."""
-    message: str
-    """The verdict in a sentence."""
-    baseline_requests: int | None = None
-    """Requests that the baseline ended in the step and that count as evidence."""
-    canary_requests: int | None = None
-    """Requests that the canary ended in the step and that count as evidence."""
-    baseline_p99_ms: int | None = None
-    """The baseline's 99th percentile of latency in the step, in milliseconds."""
-    canary_p99_ms: int | None = None
-    """The canary's 99th percentile of latency in the step, in milliseconds."""
-    load_ratio: str | None = None
-    """Requests per canary pod divided by requests per baseline pod, such as `0.67`."""
-    provisional: bool = False
-    """Whether the canary's pods had less than 0.8 times the load of the baseline's, so that a pass
-    says less than it seems to."""
-    replicas_needed: int | None = None
-    """Canary pods that the next step needs, when those planned are too few; else null."""
-    eta_seconds: int | None = None
-    """Seconds until the evidence should suffice at the present rate of requests; null when more of
-    the same will not decide, or nothing is missing."""
-    budget_spent_percent: int | None = None
-    """Part of the error budget used up by the signal that has used up most."""
-    signals: tuple[SignalDocument, ...] = ()
-    """The signals."""
 
 
 class AlertDocument(Model):
@@ -224,6 +161,9 @@ class RolloutDocument(Model):
     """The latest look at the evidence; null before the first."""
     evaluation: EvaluationReport | None = None
     """What the evaluation of the example set has come to; null where there is none."""
+    shadow: ShadowDocument | None = None
+    """The latest look at the answers of both pools to copied requests; null before the first, and
+    when nothing is copied."""
     alerts: tuple[AlertDocument, ...] = ()
     """Alerts that fire and concern the rollout."""
     regime_proof: tuple[PodProof, ...] = ()
@@ -286,6 +226,7 @@ def describe(seen: Seen, now: datetime) -> RolloutDocument:
         ),
         analysis=None if analysis is None else looked(analysis),
         evaluation=status.evaluation,
+        shadow=None if status.shadow is None else copied(status.shadow, spec.shadow.min_pairs),
         alerts=tuple(AlertDocument(**alert.model_dump()) for alert in status.alerts),
         regime_proof=status.regime_proof,
         conditions=status.conditions,
@@ -293,11 +234,6 @@ def describe(seen: Seen, now: datetime) -> RolloutDocument:
         warnings=_warnings(seen, now),
         verbs=verbs.applicable(seen),
     )
-
-
-def looked(analysis: AnalysisReport) -> AnalysisDocument:
-    """Return a look at the evidence as it is printed."""
-    return AnalysisDocument(**analysis.model_dump())
 
 
 def _killed(seen: Seen) -> str | None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import click
 
 from kvquant.api.v1alpha1 import DecisionKind
-from kvquant.cli import rollouts
+from kvquant.cli import copies, rollouts
 from kvquant.cli.errors import Failure
 from kvquant.cli.explanation import DecisionDocument, ExplanationDocument, PoolDocument, explanation
 from kvquant.cli.paint import Paint, tame
@@ -117,10 +117,11 @@ def _attempt(one: DecisionDocument) -> str:
 
 
 def _verdict(one: DecisionDocument, paint: Paint) -> str:
-    if one.analysis is None:
+    look = one.analysis or one.shadow
+    if look is None:
         return ""
-    glyph, style = STYLES[one.analysis.verdict]
-    return "  " + paint(f"{glyph} {one.analysis.verdict.value}", style)
+    glyph, style = STYLES[look.verdict]
+    return "  " + paint(f"{glyph} {look.verdict.value}", style)
 
 
 def _one(
@@ -142,22 +143,30 @@ def _one(
             )
         )
     rows.append(("why", one.message))
-    analysis = one.analysis
-    if analysis is None:
+    analysis, shadow = one.analysis, one.shadow
+    if analysis is None and shadow is None:
         rows.append(("evidence", "none: this decision rests on no measurement"))
-    else:
+    if analysis is not None:
         counts = (
             f"read at {analysis.at.astimezone(UTC):%H:%M:%S}: {_count(analysis.baseline_requests)} "
             f"baseline and {_count(analysis.canary_requests)} canary requests"
         )
         rows.append(("evidence", "; ".join([counts, *standing(analysis)])))
+    if shadow is not None:
+        read = f"read at {shadow.at.astimezone(UTC):%H:%M:%S}"
+        told_of = [read, *copies.standing(shadow), copies.losses(shadow), copies.gaps(shadow)]
+        rows.append(("copies", "; ".join(text for text in told_of if text)))
     for label, text in rows:
         yield from _row(label, text, width)
     if analysis is not None and analysis.signals:
         yield ""
         yield from (f"  {line}" for line in table(analysis, paint))
-        if one.signals_left_out:
-            yield f"  and {one.signals_left_out} signals more, which passed"
+    if shadow is not None and shadow.signals:
+        yield ""
+        yield from (f"  {line}" for line in copies.table(shadow, paint, width - 2))
+        yield from _row("", copies.LEGEND, width)
+    if one.signals_left_out:
+        yield f"  and {one.signals_left_out} signals more, which passed"
     if one.changes:
         yield ""
         yield "  What would have changed the verdict:"

@@ -8,11 +8,12 @@ from datetime import datetime, timedelta
 from kvquant.api import names
 from kvquant.api.fields import Model
 from kvquant.api.v1alpha1 import DecisionKind, Pool, Verdict, Weights
-from kvquant.cli.documents import AnalysisDocument, looked
+from kvquant.cli.looks import AnalysisDocument, ShadowDocument, copied, looked
 from kvquant.cli.rollouts import Seen
 from kvquant.cli.times import length
 from kvquant.core import record
 from kvquant.core.record import Entry
+from kvquant.core.shadow_settings import DRIFT
 from kvquant.errors import ClusterError
 from kvquant.ports import Cluster
 
@@ -70,6 +71,9 @@ class DecisionDocument(Model):
     """The pool with the quantized cache."""
     analysis: AnalysisDocument | None = None
     """The look at the evidence that it rested on; null for one that rests on no measurement."""
+    shadow: ShadowDocument | None = None
+    """The look at the answers to copied requests that it rested on; null for a decision that was
+    not made by them."""
     signals_left_out: int = 0
     """Signals that passed and were left out, because there were too many to keep."""
     changes: tuple[str, ...] = ()
@@ -134,7 +138,6 @@ def _recorded(cluster: Cluster, seen: Seen) -> tuple[list[Entry], tuple[str, ...
 
 
 def _told(entry: Entry) -> DecisionDocument:
-    analysis = None if entry.analysis is None else looked(entry.analysis)
     return DecisionDocument(
         number=entry.number or None,
         **entry.model_dump(
@@ -144,9 +147,16 @@ def _told(entry: Entry) -> DecisionDocument:
         weights=entry.weights,
         baseline=_pool(entry.baseline),
         canary=_pool(entry.canary),
-        analysis=analysis,
-        changes=() if analysis is None else changes(analysis),
+        analysis=None if entry.analysis is None else looked(entry.analysis),
+        shadow=None if entry.shadow is None else copied(entry.shadow),
+        changes=_changes(entry),
     )
+
+
+def _changes(entry: Entry) -> tuple[str, ...]:
+    if entry.analysis is not None:
+        return changes(looked(entry.analysis))
+    return () if entry.shadow is None else changes_of_answers(copied(entry.shadow))
 
 
 def _pool(pool: Pool | None) -> PoolDocument | None:
@@ -164,6 +174,31 @@ def changes(analysis: AnalysisDocument) -> tuple[str, ...]:
     if analysis.verdict is Verdict.PASS:
         return tuple(_spoilt(analysis))
     return tuple(_awaited(analysis))[:MOST_CHANGES]
+
+
+def changes_of_answers(shadow: ShadowDocument) -> tuple[str, ...]:
+    """Return what would have made the verdict on copied requests another one."""
+    told = []
+    for signal in shadow.signals:
+        if signal.verdict is not Verdict.FAIL:
+            continue
+        field = "driftPercent" if signal.name == DRIFT else "answersPercent"
+        if signal.lower is None or signal.lower.startswith("-"):
+            # Over all requests it is within bounds: one length of them is what failed.
+            harm = "less harm to the requests of the length that its sentence names"
+        else:
+            harm = f"less harm: at least {signal.lower} beyond what is allowed"
+        told.append(f"{signal.name}: {harm}, or a larger spec.shadow.{field}.")
+    if shadow.verdict is Verdict.INCONCLUSIVE:
+        if shadow.eta_seconds is not None:
+            rest = length(timedelta(seconds=shadow.eta_seconds))
+            told.append(f"More pairs: about {rest} of them at the rate of then.")
+        told += [
+            f"{signal.name}: it passes when its upper bound, {signal.upper}, falls below zero."
+            for signal in shadow.signals
+            if signal.verdict is Verdict.INCONCLUSIVE and _number(signal.upper) > 0
+        ]
+    return tuple(told)[:MOST_CHANGES]
 
 
 def _mended(analysis: AnalysisDocument) -> Sequence[str]:

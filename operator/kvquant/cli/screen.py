@@ -7,6 +7,7 @@ import textwrap
 from datetime import datetime, timedelta
 
 from kvquant.api.v1alpha1 import AlertPolicy, DecisionKind, DecisionRecord, Phase, PodProof, Verdict
+from kvquant.cli import copies
 from kvquant.cli.documents import (
     AlertDocument,
     ArmDocument,
@@ -70,6 +71,7 @@ def screen(
         "",
         *_arms(document, paint, width),
         *_now(document, now, paint, width),
+        *copies.section(document, paint, width),
         *_proofs(document, paint, width),
         *_examples(document, paint, width),
     ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from kvquant.api.v1alpha1 import Verdict
-from kvquant.cli.documents import AnalysisDocument, SignalDocument
+from kvquant.cli.looks import AnalysisDocument, SignalDocument
 from kvquant.cli.paint import Paint, tame, visible
 from kvquant.cli.times import length
 
@@ -30,6 +30,14 @@ NAMES = {
     "failures": "failures",
     "deaths": "deaths",
     "pageFaults": "page faults",
+    # Of the answers to copied requests.
+    "drift": "drift",
+    "answered": "unanswered",
+    "json": "broken JSON",
+    "toolCalls": "tool calls",
+    "citations": "citations",
+    "refusals": "refusals",
+    "endings": "cut off",
     # As an older operator names them.
     "oomRetries": "OOM retries",
     "p99": "beyond p99",

@@ -160,7 +160,7 @@ def entry(rollout: KVQuantRollout, decision: DecisionRecord) -> Entry:
 
 
 def _rests_on(decision: DecisionRecord, shadow: ShadowReport) -> bool:
-    """Tell whether a decision was made while answers to copies decided: before or at the first step."""
+    """Tell whether a decision was made while answers to copies decided: until the first step."""
     if shadow.at > decision.at:
         return False
     return decision.step == 0 or (decision.step == 1 and decision.kind is DecisionKind.ADVANCE)
@@ -198,7 +198,7 @@ def _without_sentences(told: Entry, look: _Look) -> Entry:
 
 
 def _without_signals(told: Entry, look: _Look) -> Entry:
-    """Return an entry without as many of a look's signals as make it too long, passed ones first."""
+    """Return an entry without the signals of a look that make it too long, passed ones first."""
     report: AnalysisReport | ShadowReport | None = getattr(told, look)
     while report is not None and report.signals and _too_long(told):
         passed = [s for s in report.signals if s.verdict is Verdict.PASS]

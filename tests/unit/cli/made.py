@@ -8,6 +8,10 @@ from typing import Any
 
 from kvquant.api.v1alpha1 import KVQuantRollout
 from kvquant.core import record
+from kvquant.core.plan import PlannedShadow
+from kvquant.core.quality import JUDGED, judge
+from kvquant.core.shadow_reading import ShadowEvidence, Sums
+from kvquant.core.shadow_settings import CANARY_PAIR, CITATIONS, EXACT, NOISE_PAIR
 
 NOW = datetime(2026, 11, 24, 14, 0, 0, tzinfo=UTC)
 
@@ -420,6 +424,67 @@ def promoted(*, settled: bool = False) -> dict[str, Any]:
     set_condition(raw, "Held", "False", "Moving", "")
     set_condition(raw, "Ready", "True", "Promoted", "")
     return raw
+
+
+def answers(short: int, long: int = 0, *, lost: int = 0) -> Any:
+    """A look at the answers to copies: pairs up to 4 KiB, and longer ones that lose citations.
+
+    Args:
+        short: Pairs of short requests, in which nothing differs.
+        long: Pairs of 16 to 64 KiB.
+        lost: How many of the long ones lost citations.
+    """
+    evidence = ShadowEvidence(
+        received={"0-4KiB": short + 6.0, "16-64KiB": float(long), "1MiB+": 2.0},
+        dropped={"queue": 5.0, "size": 2.0},
+        replaced=37.0,
+        live={"0-4KiB": 20.0 * short, "16-64KiB": 20.0 * long, "1MiB+": 31.0},
+    )
+    for signal in (*JUDGED, EXACT):
+        harm = lost if signal == CITATIONS else 0.0
+        evidence.sums[CANARY_PAIR, signal, "0-4KiB"] = Sums(short)
+        evidence.sums[CANARY_PAIR, signal, "16-64KiB"] = Sums(long, harm, 0.0, harm)
+        evidence.sums[NOISE_PAIR, signal, "0-4KiB"] = Sums(short // 5)
+    plan = PlannedShadow(percent=5, min_pairs=200)
+    report = judge(evidence, plan, 0.01, NOW - timedelta(seconds=4), 600.0)
+    return report.model_dump(mode="json", by_alias=True)
+
+
+def shadowing(report: Any = None) -> dict[str, Any]:
+    """Requests are copied, and no user has met the canary."""
+    raw = numbered(provisioning())
+    raw["metadata"]["uid"] = "u-1"
+    verdict = "Nothing was compared yet." if report is None else report["message"]
+    raw["status"].update(
+        phase="Shadowing",
+        phaseStartedAt=before(minutes=10),
+        weights={"baseline": 100, "canary": 0, "mirror": 5},
+        verdict=verdict[:256],
+        decisions=[
+            *raw["status"]["decisions"][:2],
+            decision("Shadow", "Shadowing", 0, 0, "5 % of the requests are copied.", minutes=10),
+        ],
+    )
+    if report is not None:
+        raw["status"]["shadow"] = report
+    set_condition(raw, "Held", "True", "InsufficientEvidence", verdict)
+    return numbered(raw)
+
+
+def condemned_by_answers() -> dict[str, Any]:
+    """Rolled back because long requests lost citations, before a user met the canary."""
+    report = answers(300, 80, lost=40)
+    raw = shadowing(report)
+    why = f"Before any user met the canary: {report['message']}"
+    raw["status"].update(
+        phase="RolledBack",
+        settled=True,
+        weights={"baseline": 100, "canary": 0},
+        verdict=f"Rolled back: {why}"[:256],
+    )
+    raw["status"]["decisions"] += [decision("RollBack", "QualityFailed", 0, 0, why, seconds=2)]
+    set_condition(raw, "Held", "False", "Moving", "")
+    return numbered(raw)
 
 
 def provisioning() -> dict[str, Any]:

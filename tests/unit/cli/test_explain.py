@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from kvquant.api.v1alpha1 import AnalysisReport
-from kvquant.cli.documents import looked
-from kvquant.cli.explanation import changes
+from kvquant.api.v1alpha1 import AnalysisReport, ShadowReport
+from kvquant.cli.explanation import changes, changes_of_answers
+from kvquant.cli.looks import copied, looked
 from kvquant.core import record
 from kvquant.errors import ClusterError, Refused, Unavailable
 from tests.fakes.cluster import Fault
@@ -225,3 +225,39 @@ def test_what_would_have_changed_the_verdict(fields: dict[str, Any], said: str) 
 def test_a_pass_without_numbers_claims_nothing() -> None:
     report = {"at": made.before(), "message": "", "verdict": "Pass"}
     assert changes(looked(AnalysisReport.model_validate(report))) == ()
+
+
+def test_a_decision_that_rests_on_copies_tells_what_their_answers_said() -> None:
+    it, raw = Stage(), made.condemned_by_answers()
+    it.put(raw, made.recorded(raw))
+    every = " ".join(it.run("explain", "llama-fp8").stdout.split())
+    assert "RollBack step 0, 0 % to the canary ✗ Fail" in every
+    result = it.run("explain", "llama-fp8", "--decision", "4")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    for part in (
+        "copies read at 13:59:56; 380 of 200 pairs, 60 more of the baseline alone",
+        "37 personal values replaced",
+        "not compared: queue 5, size 2; not evaluated for want of pairs: 1MiB+",
+        "citations 380 +0.0/100 +10.5/100 +2.0/100 +1.8/100 +10.6/100 ✗ Fail",
+        "citations: less harm: at least +1.8 per 100 beyond what is allowed, or a larger "
+        "spec.shadow.answersPercent.",
+    ):
+        assert part in text
+    assert "rests on no measurement" not in text
+
+
+def test_harm_to_one_length_of_request_is_not_told_as_harm_to_all() -> None:
+    shadow = copied(ShadowReport.model_validate(made.answers(4000, 60, lost=40)))
+    (citations,) = [one for one in shadow.signals if one.name == "citations"]
+    assert (citations.lower or "").startswith("-"), "over all requests it is within bounds"
+    assert changes_of_answers(shadow) == (
+        "citations: less harm to the requests of the length that its sentence names, or a larger "
+        "spec.shadow.answersPercent.",
+    )
+
+
+def test_copies_that_do_not_decide_yet_tell_what_is_missing() -> None:
+    told = changes_of_answers(copied(ShadowReport.model_validate(made.answers(50))))
+    assert told[0] == "More pairs: about 30m of them at the rate of then."
+    assert "answered: it passes when its upper bound, +0.6 per 100, falls below zero." in told

@@ -26,6 +26,15 @@ ANALYSIS |= {"canaryP99Ms", "loadRatio", "provisional", "replicasNeeded", "etaSe
 ANALYSIS |= {"budgetSpentPercent", "signals"}
 SIGNAL = {"name", "family", "verdict", "baseline", "canary", "tolerance", "effect", "lower"}
 SIGNAL |= {"upper", "requests", "budgetSpentPercent", "message"}
+SHADOW = {"at", "verdict", "message", "pairs", "minPairs", "noisePairs", "exactPercent"}
+SHADOW |= {"noiseExactPercent", "etaSeconds", "live", "copied", "copiedPercent", "replaced"}
+SHADOW |= {"dropped", "signals", "buckets", "notEvaluated"}
+COPIES = {
+    "shadow": SHADOW,
+    "shadow.dropped[]": {"reason", "count"},
+    "shadow.signals[]": SIGNAL,
+    "shadow.buckets[]": {"bucket", "live", "copied", "pairs", "covered"},
+}
 ROLLOUT: dict[str, set[str]] = {
     "": {
         *("name", "namespace", "createdAt", "target", "dtype", "resolvedDtype", "router", "phase"),
@@ -33,6 +42,7 @@ ROLLOUT: dict[str, set[str]] = {
         *("totalSteps", "stepStartedAt", "steps", "weights", "verdict", "waiting", "cause"),
         *("baseline", "canary", "analysis", "regimeProof", "conditions", "decisions", "warnings"),
         *("verbs", "alerts", "evaluation"),
+        *("verbs", "alerts", "shadow"),
     },
     "steps[]": {"weight", "soakSeconds", "state"},
     "weights": {"baseline", "canary", "mirror"},
@@ -54,6 +64,7 @@ DECISION: dict[str, set[str]] = {
     "": {
         *("number", "at", "kind", "reason", "message", "attempt", "fingerprint", "step"),
         *("totalSteps", "weights", "baseline", "canary", "analysis", "signalsLeftOut", "changes"),
+        "shadow",
     },
     "weights": {"baseline", "canary", "mirror"},
     "baseline": {"pool", "dtype", "replicas"},
@@ -100,6 +111,11 @@ def printed(raw: dict[str, Any], *arguments: str) -> Any:
 
 def test_the_names_of_a_rollout() -> None:
     assert names(printed(made.progressing(), "status")) == ROLLOUT
+
+
+def test_the_names_of_copied_requests() -> None:
+    found = names(printed(made.shadowing(made.answers(50)), "status"))
+    assert {place: keys for place, keys in found.items() if "shadow" in place} == COPIES
 
 
 @pytest.mark.parametrize("raw", [made.fresh(), made.killed(), made.rolled_back(), made.promoted()])

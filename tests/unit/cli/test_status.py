@@ -383,3 +383,84 @@ def test_json_tells_waiting_weights_and_verbs() -> None:
     assert document["verbs"] == ["pause", "promote", "abort", "kill"]
     assert [step["state"] for step in document["steps"]] == ["Done", "Current", "ToDo", "ToDo"]
     assert document["killed"] is None
+
+
+# Copied requests.
+
+
+def test_before_a_pair_is_compared_it_says_what_is_copied() -> None:
+    text = " ".join(shown(made.shadowing()).split())
+    assert "copies 5 % of the generation requests are copied; no pair is compared yet" in text
+    assert "copies" not in shown(made.progressing()), "nothing is copied any more"
+
+
+def test_pairs_losses_and_what_is_not_covered_are_shown_while_copies_decide() -> None:
+    text = " ".join(shown(made.shadowing(made.answers(50))).split())
+    for part in (
+        "… Waiting 50 of 200 pairs, 10 more of the baseline alone; about 30m to go at this rate",
+        "58 copies, 5.6 % of what clients sent; 37 personal values replaced",
+        "100 % of the texts the same (baseline against itself: 100 %)",
+        "not compared: queue 5, size 2",
+        "not evaluated for want of pairs: 1MiB+ (0 pairs, 31 requests)",
+        "answers pairs differs allowed lower upper",
+        "drift 50 +0.00 % +5.00 %",
+        "citations 50 +0.0/100 +2.0/100 -11.1/100 +0.6/100 … Waiting",
+    ):
+        assert part in text
+
+
+def test_too_few_of_a_kind_are_told_apart_from_what_is_waited_for() -> None:
+    report = made.answers(300)
+    for signal in report["signals"]:
+        if signal["name"] == "toolCalls":
+            signal.update(verdict="Inconclusive", requests=12)
+    text = " ".join(shown(made.shadowing(report)).split())
+    assert re.search(r"tool calls 12 \S+ \S+ \S+ \S+ · Too few", text)
+    assert "Waiting" not in text
+
+
+def test_harm_that_ended_the_rollout_stays_on_the_screen() -> None:
+    text = " ".join(shown(made.condemned_by_answers()).split())
+    assert "✗ Fail 380 of 200 pairs" in text
+    assert "citations 380 +10.5/100 +2.0/100 +1.8/100 +10.6/100 ✗ Fail" in text
+
+
+def test_once_users_meet_the_canary_the_copies_are_summed_up() -> None:
+    raw = made.progressing()
+    raw["status"]["shadow"] = made.answers(300, 80)
+    text = " ".join(shown(raw).split())
+    assert "copies ✓ Pass 380 of 200 pairs" in text
+    assert "not evaluated for want of pairs: 1MiB+" in text
+    assert "differs" not in text, "the steps' signals are what matters now"
+
+
+def test_copies_of_an_older_operator_are_shown_without_what_it_did_not_tell() -> None:
+    report = made.answers(300, 80)
+    for name in ("minPairs", "replaced", "dropped"):
+        del report[name]
+    for bucket in report["buckets"]:
+        del bucket["live"]
+    raw = made.shadowing(report)
+    text = " ".join(shown(raw).split())
+    assert "380 of 200 pairs" in text, "the spec knows it"
+    assert "388 copies 100 % of the texts" in text
+    assert "1MiB+ (0 pairs)" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 110])
+def test_the_table_of_copies_fits_its_screen(width: int) -> None:
+    lines = screen(describe(seen(made.condemned_by_answers()), made.NOW), made.NOW, Paint(), width)
+    found = [line for line in lines if line.startswith("  citations ")]
+    assert len(found) == 1
+    assert "✗ Fail" in found[0]
+    assert "+10.5/100" in found[0]
+    start = lines.index(next(line for line in lines if line.strip().startswith("copies")))
+    assert max(map(visible, lines[start:])) <= width
+    assert ("noise" in lines[lines.index(found[0]) - 5]) is (width >= 110)
+
+
+def test_what_the_shadow_service_says_cannot_steer_the_terminal() -> None:
+    report = made.answers(300)
+    report["dropped"][0]["reason"] = "\x1b[2Jqueue"
+    report["signals"][0]["canary"] = "\x1b]0;owned\x07"
+    assert "\x1b" not in shown(made.shadowing(report))
