@@ -70,7 +70,8 @@ def status(
     """Show where rollouts stand, and why.
 
     Shows phase, steps and weights, both arms side by side with the three signals, what is being
-    waited for, the regime proof of each pod, and the last decisions.
+    waited for, what the answers to copied requests say and of which lengths they say nothing, the
+    regime proof of each pod, and the last decisions.
     """
     if name and all_namespaces:
         raise click.UsageError("a NAME belongs to one namespace: leave out -A, or the NAME")

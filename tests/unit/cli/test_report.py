@@ -483,3 +483,81 @@ def test_decisions_of_several_days_carry_their_dates() -> None:
     raw = made.progressing()
     raw["status"]["decisions"][0]["at"] = made.before(days=2)
     assert "2026-11-22 14:00:00" in page(staged(raw), "llama-fp8").words
+
+
+# Copied requests.
+
+
+def test_a_rollout_that_copied_nothing_has_no_section_about_it() -> None:
+    assert "copied requests" not in page(staged(made.progressing()), "llama-fp8").words
+    assert "copied requests" not in page(staged(made.shadowing()), "llama-fp8").words
+
+
+def test_copied_requests_have_a_table_an_interval_for_each_signal_and_their_coverage() -> None:
+    html = page(staged(made.condemned_by_answers()), "llama-fp8")
+    for part in (
+        "Fail citations: +10.5 per 100 more answers that lost citations",
+        "380 of 200 pairs, 60 more of the baseline alone",
+        "37 personal values replaced",
+        "Copies not compared: queue 5, size 2.",
+        "Not covered: not evaluated for want of pairs: 1MiB+ (0 pairs, 31 requests).",
+        "citations Fail 380 +0.0 per 100 +10.5 per 100 +2.0 per 100 +1.8 per 100 +10.6 per 100",
+        "300 of 6,000 compared",
+        "not evaluated (0 of 31)",
+    ):
+        assert part in html.words
+    # Weight, intervals, coverage.
+    assert html.tags.count("svg") == 3
+    limit = next(a for a in html.all("line") if a.get("class") == "limit")
+    spans = [a for a in html.all("line") if a.get("class", "").startswith("span") and _lies(a)]
+    assert len(spans) == 7
+    bad = [a for a in spans if "bad" in a["class"]]
+    assert len(bad) == 1
+    assert float(bad[0]["x1"]) > float(limit["x1"]), "it failed: all of it lies beyond"
+    assert all(float(a["x2"]) < float(limit["x1"]) for a in spans if "good" in a["class"])
+    assert len(html.all("polygon")) == 1, "the canary's harm goes on beyond the plot"
+
+
+def _lies(line: dict[str, str]) -> bool:
+    return line["y1"] == line["y2"]
+
+
+def test_an_interval_is_drawn_where_its_numbers_say() -> None:
+    html = page(staged(made.shadowing(made.answers(300, 80))), "llama-fp8")
+    zero, limit = (
+        float(next(a for a in html.all("line") if a.get("class") == name)["x1"])
+        for name in ("zero", "limit")
+    )
+    circles = [a for a in html.all("circle") if a.get("class", "").startswith("middle")]
+    assert len(circles) == 7
+    for circle in circles:
+        # Nothing differs: in logarithms, too, which is how perplexities are subtracted.
+        assert abs(float(circle["cx"]) - zero) < 0.03 * (limit - zero)
+
+
+@pytest.mark.parametrize("odd", ["", "much", "nan %", "inf per 100", "+1e999 %", "-100 %"])
+def test_numbers_that_are_none_are_not_drawn(odd: str) -> None:
+    report = made.answers(300)
+    for signal in report["signals"]:
+        signal["lower"] = odd
+    html = page(staged(made.shadowing(report)), "llama-fp8")
+    drawn = [a for a in html.all("line") if a.get("class", "").startswith("span") and _lies(a)]
+    assert len(drawn) == (6 if odd == "-100 %" else 0), "a share may be -100, a logarithm not"
+
+
+def test_requests_that_the_routers_do_not_count_are_left_out_and_not_drawn_as_none() -> None:
+    report = made.answers(300)
+    for bucket in report["buckets"]:
+        del bucket["live"]
+    html = page(staged(made.shadowing(report)), "llama-fp8")
+    bars = [a["class"] for a in html.all("rect") if a.get("class", "").startswith("bar")]
+    assert bars == ["bar canary"] * 2
+    assert "300 compared" in html.words
+
+
+def test_words_of_the_shadow_service_never_become_markup() -> None:
+    report = made.answers(300)
+    report["buckets"][0]["bucket"] = report["dropped"][0]["reason"] = "<script>alert(1)</script>"
+    report["signals"][0]["message"] = "<script>alert(2)</script>"
+    html = page(staged(made.shadowing(report)), "llama-fp8")
+    assert "script" not in html.tags

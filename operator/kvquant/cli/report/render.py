@@ -12,7 +12,10 @@ from markupsafe import Markup
 
 from kvquant import __version__
 from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord, Phase
+from kvquant.cli import copies
 from kvquant.cli.documents import describe
+from kvquant.cli.looks import ShadowDocument
+from kvquant.cli.report import copied
 from kvquant.cli.report.charts import Chart, Plotter, flags
 from kvquant.cli.report.document import arm, counted, summary
 from kvquant.cli.report.judged import Judged, signals
@@ -58,14 +61,16 @@ def html(seen: Seen, measured: Measured, judged: Judged, now: datetime) -> str:
     environment.filters["pods"] = lambda count: counted(count, "pod")
     whole = stretch(seen, now)
     charts = _charts(seen, measured, judged, decisions, now)
+    rollout = describe(seen, now)
     return environment.get_template("report.html.j2").render(
-        rollout=describe(seen, now),
+        rollout=rollout,
+        copies=_copies(rollout.shadow),
         outcome=_outcome(seen),
         summary=summary(seen, now),
         whole=whole,
         dated=len({d.at.astimezone(UTC).date() for d in decisions}) > 1,
         lasted=length(whole.length),
-        charts=[(chart, Markup(chart.svg)) for chart in charts],  # noqa: S704 - escaped by construction
+        charts=_drawn(charts),
         steps=[(one, arm(one.baseline), arm(one.canary)) for one in measured.steps],
         decisions=[(numbers.get(id(d)), d, _style(d)) for d in decisions],
         spec=yaml.safe_dump(_manifest(seen), sort_keys=False, allow_unicode=True, width=90),
@@ -74,6 +79,24 @@ def html(seen: Seen, measured: Measured, judged: Judged, now: datetime) -> str:
         version=__version__,
         now=now,
     )
+
+
+def _drawn(charts: Sequence[Chart]) -> list[tuple[Chart, Markup]]:
+    return [(chart, Markup(chart.svg)) for chart in charts]  # noqa: S704 - escaped by construction
+
+
+def _copies(shadow: ShadowDocument | None) -> dict[str, object] | None:
+    """Return what the section about copied requests says; None when nothing was copied."""
+    if shadow is None:
+        return None
+    return {
+        "look": shadow,
+        "charts": _drawn(copied.charts(shadow)),
+        "standing": copies.standing(shadow),
+        "losses": copies.losses(shadow),
+        "gaps": copies.gaps(shadow),
+        "outcomes": [(signal, copies.outcome(signal, shadow)) for signal in shadow.signals],
+    }
 
 
 def _outcome(seen: Seen) -> tuple[str, str]:
