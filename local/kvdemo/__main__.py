@@ -10,8 +10,9 @@ from pathlib import Path
 
 import click
 
-from kvdemo import table
+from kvdemo import table, traces
 from kvdemo.load import Load, Outcome, Recipe
+from kvdemo.search import Finding, Search, compared
 from kvdemo.watch import NAMESPACE, Watch
 from kvlocal import product
 from kvlocal.addons import SCRAPE_SECONDS
@@ -26,11 +27,14 @@ EXAMPLES = REPOSITORY / "examples" / "demo"
 REPORTS = REPOSITORY / "build" / "demo"
 ROUTER = "llama-router"
 GOOD, BAD = "llama-fp8", "llama-int8"
-RECIPE = Recipe()
+RECIPE = Recipe(planted=traces.SENTENCES)
 
 
 def main() -> int:
-    """Run the demo; return 0 only when both rollouts ended as they should and no request failed."""
+    """Run the demo; return 0 only when all was as it should be.
+
+    Both rollouts end as they should, no request fails, and what was planted is found nowhere.
+    """
     begun = time.monotonic()
     click.secho("1. A real one-node Kubernetes with Prometheus and the operator", bold=True)
     try:
@@ -58,19 +62,20 @@ def main() -> int:
 def _play(cluster: Cluster) -> bool:
     connection = Connection.from_kubeconfig(str(cluster.kubeconfig))
     watch, load = Watch(connection), _Traffic(cluster)
+    search = Search(lambda: traces.collect(cluster, NAMESPACE))
     try:
         click.secho("\n2. Two simulated vLLM pods with a 16-bit KV cache", bold=True)
         cluster.kubectl("apply", "--server-side", "-f", str(EXAMPLES / "baseline.yaml"))
         cluster.kubectl("rollout", "status", "-n", NAMESPACE, "deployment/llama", "--timeout=90s")
         click.secho(f"\n3. Rollout {GOOD}: 16-bit to FP8 (kubectl apply)", bold=True)
         _apply(cluster, "rollout-fp8.yaml")
-        first = watch.until(GOOD, _over, 420, load.begin_when_routed)
+        first = watch.until(GOOD, _over, 420, load.begin_when_routed, search.once_compared)
         promoted = first.phase is Phase.PROMOTED
         second: Status | None = None
         if promoted:
             click.secho(f"\n4. Rollout {BAD}: FP8 to INT8, whose pods are slow", bold=True)
             _apply(cluster, "rollout-int8.yaml")
-            second = watch.until(BAD, _over, 180)
+            second = watch.until(BAD, _over, 180, search.once_compared)
     finally:
         load.stop()
     rolled_back = second is not None and second.phase is Phase.ROLLED_BACK
@@ -83,10 +88,24 @@ def _play(cluster: Cluster) -> bool:
     click.secho("\n6. Why", bold=True)
     for name in (GOOD, BAD) if second is not None else (GOOD,):
         _report(cluster, name)
+    copies = [compared(GOOD, first), _stripped(cluster, search)]
+    for finding in copies:
+        _verdict(finding.text, finding.good)
     _verdict(f"{GOOD} was promoted", promoted)
     _verdict(f"{BAD} was rolled back by itself", rolled_back)
     _verdict(f"{len(outcomes)} requests sent, {len(failed)} failed", bool(outcomes) and not failed)
-    return promoted and rolled_back and bool(outcomes) and not failed
+    well = promoted and rolled_back and bool(outcomes) and not failed
+    return well and all(finding.good for finding in copies)
+
+
+def _stripped(cluster: Cluster, search: Search) -> Finding:
+    """Look once more at what is there in the end, reports included."""
+    try:
+        search.take(traces.collect(cluster, NAMESPACE, copied=False))
+    except LocalError as error:
+        return Finding(False, f"the planted e-mail and card could not be searched for: {error}")
+    search.take({f"report {path.stem}": path.read_text() for path in REPORTS.glob("*.html")})
+    return search.verdict()
 
 
 class _Traffic:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kvdemo.load import Outcome, percentile
 from kvdemo.watch import Stage
 
-HEADINGS = ("rollout", "stage", "canary", "requests", "by canary", "errors", "p50", "p99")
+HEADINGS = ("rollout", "stage", "canary", "copied", "requests", "by canary", "errors", "p50", "p99")
 
 
 def rows(stages: Sequence[Stage], outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
@@ -23,6 +23,7 @@ def rows(stages: Sequence[Stage], outcomes: Sequence[Outcome]) -> list[tuple[str
                 stage.rollout,
                 stage.label,
                 f"{stage.weight} %",
+                f"{stage.mirror} %",
                 str(len(mine)),
                 f"{100 * sum(o.fingerprint == stage.mark for o in mine) / len(mine):.0f} %",
                 str(sum(1 for o in mine if o.problem)),

@@ -12,7 +12,14 @@ import click
 
 from kvquant.adapters.connection import Connection
 from kvquant.api import names
-from kvquant.api.v1alpha1 import DecisionKind, DecisionRecord, KVQuantRollout, Phase, Status
+from kvquant.api.v1alpha1 import (
+    DecisionKind,
+    DecisionRecord,
+    KVQuantRollout,
+    Phase,
+    ShadowReport,
+    Status,
+)
 from kvquant.core.record import fingerprint
 from kvquant.errors import ClusterError
 
@@ -33,6 +40,7 @@ class Stage:
         label: Phase and step for people.
         weight: The canary's weight in per cent.
         mark: Fingerprint in the answers of this attempt's canary.
+        mirror: Share of the requests that is copied, in per cent.
     """
 
     since: float
@@ -40,6 +48,7 @@ class Stage:
     label: str
     weight: int
     mark: str = ""
+    mirror: int = 0
 
 
 @dataclass(slots=True)
@@ -52,6 +61,7 @@ class Watch:
 
     connection: Connection
     stages: list[Stage] = field(default_factory=list)
+    _pairs: dict[str, ShadowReport | None] = field(default_factory=dict)
     _printed: set[tuple[str, datetime, str]] = field(default_factory=set)
 
     def until(
@@ -59,7 +69,7 @@ class Watch:
         rollout: str,
         ended: Callable[[Status], bool],
         timeout: float,
-        meanwhile: Callable[[Status], None] = lambda _: None,
+        *meanwhile: Callable[[Status], None],
     ) -> Status:
         """Follow a rollout until its status satisfies `ended`, and return that status.
 
@@ -72,7 +82,8 @@ class Watch:
             status = seen.status if seen is not None else None
             if seen is not None and status is not None:
                 self._tell(seen)
-                meanwhile(status)
+                for each in meanwhile:
+                    each(status)
                 if ended(status):
                     return status
             if time.monotonic() > deadline:
@@ -91,7 +102,8 @@ class Watch:
     def _tell(self, seen: KVQuantRollout) -> None:
         rollout, status = seen.metadata.name, seen.status
         mark = fingerprint(seen.metadata.uid, status.attempt)
-        stage = Stage(time.time(), rollout, _label(status), status.weights.canary, mark)
+        weights = status.weights
+        stage = Stage(time.time(), rollout, _label(status), weights.canary, mark, weights.mirror)
         last = self.stages[-1] if self.stages else None
         if last is None or (last.rollout, last.label, last.weight) != (
             rollout,
@@ -99,6 +111,9 @@ class Watch:
             stage.weight,
         ):
             self.stages.append(stage)
+        if status.shadow is not None and status.shadow != self._pairs.get(rollout):
+            self._pairs[rollout] = status.shadow
+            _print_pairs(status.shadow)
         for decision in status.decisions:
             key = (rollout, decision.at, decision.reason)
             if key not in self._printed:
@@ -110,6 +125,13 @@ def _label(status: Status) -> str:
     if status.phase is Phase.PROGRESSING:
         return f"step {status.step_label}"
     return status.phase.value
+
+
+def _print_pairs(shadow: ShadowReport) -> None:
+    at = shadow.at.astimezone().strftime("%H:%M:%S")
+    wanted = "" if shadow.min_pairs is None else f" of {shadow.min_pairs}"
+    told = f"{shadow.pairs}{wanted} pairs compared, {shadow.replaced or 0} values replaced"
+    click.echo(click.style(f"  {at}   copies: {told}: {shadow.verdict.value}", dim=True))
 
 
 def _print_decision(decision: DecisionRecord) -> None:

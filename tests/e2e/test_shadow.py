@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kvdemo import traces
 from kvquant.api.v1alpha1 import Phase, Verdict
 from kvquant.core.shadow_settings import CITATIONS
 from tests.e2e.stage import ROUTER, SHADOWED, Stage, cause_of, failures, processes
@@ -19,24 +20,13 @@ from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(420)]
 
-MAIL, CARD = "anna.schmidt@example.org", "4111 1111 1111 1111"
-PLANTED = (f"please answer to {MAIL} as before", f"my card is {CARD} and expires soon")
-SHADOW = {"app.kubernetes.io/name": "kvquant-shadow"}
-
-
-def shadow_log(stage: Stage) -> str:
-    """Return everything that the shadow service has logged of the pairs."""
-    (pod,) = stage.pods(**SHADOW)
-    read = "find /var/log/kvquant -name '*.jsonl*' -exec cat {} +"
-    return stage.cluster.kubectl(
-        *("exec", pod["metadata"]["name"], "-n", stage.namespace, "--", "sh", "-c", read)
-    )
+SHADOW = {"app.kubernetes.io/name": traces.SHADOW}
 
 
 def test_a_harmless_canary_passes_and_nothing_personal_is_left_anywhere(stage: Stage) -> None:
     stage.serve(replicas=2)
     stage.roll_out("fp8", "fp8", shadow=SHADOWED, steps=[{"weight": 100, "soak": "10m"}])
-    load = stage.send(planted=PLANTED, cited=0.3)
+    load = stage.send(planted=traces.SENTENCES, cited=0.3)
     status = stage.until("fp8", lambda s: s.step == 1, 180, "the answers should pass")
     assert status.shadow is not None
     assert status.shadow.verdict is Verdict.PASS
@@ -45,25 +35,13 @@ def test_a_harmless_canary_passes_and_nothing_personal_is_left_anywhere(stage: S
     assert status.weights.mirror == 0, "the copying ends with its phase"
     assert stage.weights[0] == 0
 
-    records = [json.loads(line) for line in shadow_log(stage).splitlines()]
+    texts = traces.collect(stage.cluster, stage.namespace)
+    records = [json.loads(line) for line in texts[traces.PAIRS].splitlines()]
     assert len(records) >= 40
-    told = json.dumps(records)
-    assert "<EMAIL_" in told
-    assert "<CARD_" in told
-    (pod,) = stage.pods(**SHADOW)
-    name = pod["metadata"]["name"]
-    metrics = f"http://{pod['status']['podIP']}:9100/metrics"
-    everything = [
-        told,
-        stage.cluster.kubectl("logs", name, "-n", stage.namespace),
-        urllib.request.urlopen(metrics, timeout=10).read().decode(),
-        stage.cluster.kubectl("get", "events", "-n", stage.namespace, "-o", "json"),
-        stage.cluster.kubectl("get", "configmaps,kvqr", "-n", stage.namespace, "-o", "json"),
-        stage.cluster.kubectl("logs", "deployment/kvquant-operator", "-n", "kvquant-system"),
-    ]
-    for where in everything:
-        for planted in (MAIL, CARD, CARD.replace(" ", "")):
-            assert planted not in where
+    for placeholder in traces.PLACEHOLDERS:
+        assert placeholder in texts[traces.PAIRS]
+    assert status.shadow.replaced
+    assert traces.leaks(texts) == {}
     load.stop()
     assert not failures(load)
 

@@ -68,8 +68,9 @@ def report(
     """Write one self-contained HTML file about the latest attempt.
 
     Plots of weights, latency, page faults and failures of both arms, and of each signal's effect
-    with its bounds as the analysis saw them; the answers to copied requests against what is allowed,
-    and their coverage by length; every decision with its numbers; the regime proof; the spec. Without Prometheus it holds what the status knows, and says what is missing.
+    with its bounds as the analysis saw them; the answers to copied requests against what is
+    allowed, and their coverage by length; every decision with its numbers; the regime proof; the
+    spec. Without Prometheus it holds what the status knows, and says what is missing.
     """
     if tick <= 0:
         raise click.BadParameter("it has to last", param_hint="--tick")
