@@ -20,6 +20,7 @@ from kvquant.acting import Actor
 from kvquant.alerting.board import AlertBoard
 from kvquant.api import names
 from kvquant.api.v1alpha1 import KVQuantRollout, Phase, Status
+from kvquant.archiving import Archivist
 from kvquant.config import OperatorConfig
 from kvquant.core.analysis.samples import Arm, Bins, EngineSample, RouterSample, Share, Tick
 from kvquant.core.custom_signals import ShareQuery
@@ -159,6 +160,7 @@ class Site:
     traffic: FakeTraffic = field(init=False)
     alerts: AlertBoard = field(init=False)
     polls: bool = False
+    archivist: Archivist | None = None
     reconciler: Reconciler = field(init=False)
     _flow: list[tuple[float, dict[tuple[RouterKey, str], Served]]] = field(default_factory=list)
     _copies: list[tuple[RouterKey, datetime, float]] = field(default_factory=list)
@@ -181,7 +183,9 @@ class Site:
         """Return a fresh operator that uses these ports."""
         actor = Actor(cluster, traffic, OperatorConfig(), "-----BEGIN CERTIFICATE-----")
         return Reconciler(
-            cluster, metrics, traffic, lambda: self.now, actor, self.alerts, grid=GRID
+            *(cluster, metrics, traffic, lambda: self.now, actor, self.alerts),
+            grid=GRID,
+            archivist=self.archivist,
         )
 
     # What people do.

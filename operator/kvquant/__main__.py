@@ -16,7 +16,9 @@ from prometheus_client import start_http_server
 
 from kvquant import __version__, telemetry
 from kvquant.acting import Actor
-from kvquant.adapters.connection import in_cluster_or_kubeconfig
+from kvquant.adapters.archive import ObjectArchive
+from kvquant.adapters.cluster import KubernetesCluster
+from kvquant.adapters.connection import Connection, in_cluster_or_kubeconfig
 from kvquant.adapters.metrics import SET_WITHIN, PrometheusMetrics
 from kvquant.adapters.prometheus_secret import MountedSecret
 from kvquant.adapters.shared_metrics import SharedMetrics
@@ -26,6 +28,7 @@ from kvquant.alerting.access import Access
 from kvquant.alerting.board import AlertBoard
 from kvquant.alerting.polling import AlertPoller
 from kvquant.alerting.receiver import AlertReceiver
+from kvquant.archiving import Archivist
 from kvquant.config import ConfigError, OperatorConfig
 from kvquant.core.scope import Scope
 from kvquant.handlers import register
@@ -52,6 +55,11 @@ def main() -> int:
     gc.set_threshold(100_000, 20, 20)
     logger.info("kvquant operator %s starts in namespace %s", __version__, config.namespace)
     connection = in_cluster_or_kubeconfig()
+    try:
+        archivist = archivist_of(config, connection)
+    except ConfigError as error:
+        sys.stderr.write(f"kvquant: {error}\n")
+        return 2
     cluster = WatchedCluster(connection)
     identity = load_or_make(cluster, config.namespace, config.xds_host)
     traffic = XdsServer(
@@ -75,6 +83,7 @@ def main() -> int:
             actor=actor,
             alerts=alerts,
             grid=timedelta(seconds=config.tick_seconds),
+            archivist=archivist,
         ),
         config,
     )
@@ -82,6 +91,8 @@ def main() -> int:
     alerts.wake = lambda namespace, name: loops.wake_soon(Ref(namespace, name))
     namespaces = config.namespaces
     ears: list[AlertPoller | AlertReceiver] = []
+    if archivist is not None:
+        archivist.start()
     try:
         for ear in _ears(config, alerts, metrics):
             ear.start()
@@ -102,9 +113,28 @@ def main() -> int:
     finally:
         for ear in ears:
             ear.stop()
+        if archivist is not None:
+            archivist.stop()
         cluster.close()
         traffic.stop()
     return 0
+
+
+def archivist_of(config: OperatorConfig, connection: Connection) -> Archivist | None:
+    """Return who keeps the archive that the configuration names; None where it names none.
+
+    Raises:
+        ConfigError: It names nothing that can be written to.
+    """
+    if not config.record_url:
+        return None
+    try:
+        archive = ObjectArchive(config.record_url)
+    except Exception as error:
+        # Credentials that do not fit, a folder that cannot be made: better known now than never.
+        # The URL is not repeated, as somebody may have put a password into it.
+        raise ConfigError(f"KVQUANT_RECORD_URL cannot be written to: {error}") from None
+    return Archivist(archive, KubernetesCluster(connection))
 
 
 def _prometheus(config: OperatorConfig) -> PrometheusMetrics:

@@ -54,6 +54,9 @@ class OperatorConfig:
         alerts_matchers: Matchers for the alerts of Prometheus, as prometheus_matchers has them for
             pods' metrics.
         alerts_poll: Seconds between two looks at the alerts of Prometheus; 0: it is not asked.
+        record_url: Bucket or folder to which each decision is appended for good, besides the record
+            in a ConfigMap: s3://bucket/prefix, gs://bucket/prefix or file:///folder. Credentials
+            come from the environment, by the names that the vendor's tools read. Empty: nowhere.
         stuck_after: Seconds without a finished pass after which a rollout's loop counts as stuck.
         log_level: DEBUG, INFO, WARNING or ERROR.
     """
@@ -82,6 +85,7 @@ class OperatorConfig:
     alerts_client_ca: str = ""
     alerts_matchers: str = ""
     alerts_poll: float = 5.0
+    record_url: str = ""
     stuck_after: float = 300.0
     log_level: str = "INFO"
 

@@ -6,6 +6,7 @@ KVQuantError
 │   ├── Refused             400, 403, 405, 422: asking again will not help
 │   └── Unavailable         429, 5xx, time-out, no connection: ask again later
 ├── MetricsError            Prometheus did not answer, or answered nonsense
+├── ArchiveError            a bucket or folder did not take what it was given
 └── TemplateError           a pod template that cannot be turned into a canary
 """
 
@@ -34,6 +35,10 @@ class Unavailable(ClusterError):  # noqa: N818 - as above
 
 class MetricsError(KVQuantError):
     """Prometheus did not answer, or answered what nobody can read."""
+
+
+class ArchiveError(KVQuantError):
+    """A bucket or folder did not take what it was given."""
 
 
 class TemplateError(KVQuantError):

@@ -111,6 +111,13 @@ class AlertQueries(Protocol):
         """Return every alert that fires or is about to, whomever it concerns, with one query."""
 
 
+class Archive(Protocol):
+    """Where decisions are kept for good. Raises only `ArchiveError`."""
+
+    def put(self, path: str, text: str) -> None:
+        """Write an object unless it is there already; the same again changes nothing."""
+
+
 class Clock(Protocol):
     """The present instant, with time zone."""
 

@@ -18,6 +18,7 @@ from kvquant.analysing import Analyses
 from kvquant.api import names
 from kvquant.api.conditions import Standing, set_standing
 from kvquant.api.v1alpha1 import Condition, Phase, Status
+from kvquant.archiving import Archivist
 from kvquant.core.alerts import Heard
 from kvquant.core.machine import decide
 from kvquant.core.observation import Problem
@@ -76,6 +77,7 @@ class Reconciler:
         actor: Actor,
         alerts: Alerts | None = None,
         grid: timedelta = GRID,
+        archivist: Archivist | None = None,
     ) -> None:
         """Make it ready for passes.
 
@@ -87,6 +89,7 @@ class Reconciler:
             actor: What does to the cluster what statuses say.
             alerts: What is heard of alerts; None where nobody listens.
             grid: Time between two ticks of the evidence.
+            archivist: Writes decisions to an archive; None where there is none.
         """
         self._cluster = cluster
         self._analyses = Analyses(grid)
@@ -95,7 +98,7 @@ class Reconciler:
         self._traffic = traffic
         self._clock = clock
         self._actor = actor
-        self._recorder = Recorder(cluster)
+        self._recorder = Recorder(cluster, archivist)
         self._alerts = alerts
 
     def reconcile(

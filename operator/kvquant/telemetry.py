@@ -44,6 +44,13 @@ ALERT_NOTIFICATIONS = Counter(
     "Requests to the webhook receiver of alerts, by the HTTP status of the answer.",
     ["status"],
 )
+ARCHIVED = Counter("kvquant_archived_decisions_total", "Decisions written to the archive.")
+ARCHIVE_ERRORS = Counter(
+    "kvquant_archive_errors_total", "Failures to write decisions to the archive."
+)
+ARCHIVE_PENDING = Gauge(
+    "kvquant_archive_pending_decisions", "Recorded decisions that the archive lacks."
+)
 WATCHES = Gauge("kvquant_watches", "Watches that are open or wanted.")
 
 

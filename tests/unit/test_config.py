@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import cast
 
 import pytest
 
+from kvquant.__main__ import archivist_of
+from kvquant.adapters.connection import Connection
 from kvquant.config import ConfigError, OperatorConfig
 
 
@@ -62,3 +65,13 @@ def test_every_field_can_be_set_and_keeps_its_type() -> None:
 )
 def test_namespaces_are_a_list_with_commas(text: str, namespaces: tuple[str, ...]) -> None:
     assert OperatorConfig(watch_namespaces=text).namespaces == namespaces
+
+
+def test_an_archive_that_nobody_can_write_to_is_told_at_start_and_its_password_is_not() -> None:
+    config = OperatorConfig.from_environment(
+        {"KVQUANT_RECORD_URL": "s3://key:a-secret@bucket/prefix"}
+    )
+    with pytest.raises(ConfigError, match="KVQUANT_RECORD_URL cannot be written to") as refused:
+        archivist_of(config, cast("Connection", None))
+    assert "a-secret" not in str(refused.value)
+    assert archivist_of(OperatorConfig(), cast("Connection", None)) is None

@@ -44,6 +44,9 @@ ANNOTATION_PINNED = f"{GROUP}/pinned"
 """On a target's autoscaler while its rollout is on its way: who holds it, and its own bounds."""
 ANNOTATION_RECORDED = f"{GROUP}/recorded"
 """On a rollout's record: number of the newest decision in it."""
+ANNOTATION_ARCHIVED = f"{GROUP}/archived"
+"""On a rollout's record: number of the newest decision that an archive was seen to hold. It may lag
+behind."""
 
 # Annotations by which people (and the CLI) ask for something. The value of the one-shot requests
 # (promote, abort, retry) is a token: each new token is one request, handled once.
