@@ -40,6 +40,7 @@ def history() -> Iterator[str]:
         # these pods: they have addresses.
         later = solo_begin("auto") - solo_begin(dtype)
         yield from exposition(f"solo-{dtype}", f'instance="{dtype}:8000"', later)
+    yield from tool_calls()
     # An engine that serves nobody.
     idle = pair(PAIRS[0]).baseline
     for scrape in idle:
@@ -65,6 +66,25 @@ def routed(recorded: Pair) -> Iterator[str]:
             for bound, count in zip(sample.latency.bounds, sample.latency.counts, strict=True):
                 le = "+Inf" if math.isinf(bound) else f"{1000 * bound:g}"
                 yield f'{upstream}_rq_time_bucket{{{mine},le="{le}"}} {count} {at}'
+
+
+def tool_calls() -> Iterator[str]:
+    """Yield signals of a user's that tell arms apart of which all else is the same."""
+    for role, spoilt, slow in (("baseline", 0.01, 0.0), ("canary", 0.30, 0.6)):
+        recorded = pair(PAIRS[0])
+        for count, scrape in enumerate(getattr(recorded, role), 1):
+            own, at, calls = pod(f"{PAIRS[0]}-{role}"), f"{scrape.at:.3f}", 8 * count
+            errors = int(calls * spoilt)
+            if errors:
+                yield f'tool_calls_total{{{own},outcome="error"}} {errors} {at}'
+            yield f'tool_calls_total{{{own},outcome="ok"}} {calls - errors} {at}'
+            for stage, late in (("final", slow), ("first", 0.0)):
+                mine = f'{own},stage="{stage}"'
+                quick = int(calls * (0.9 - late))
+                for le, value in (("0.1", quick), ("0.5", int(calls * 0.98)), ("+Inf", calls)):
+                    yield f'rerank_duration_seconds_bucket{{{mine},le="{le}"}} {value} {at}'
+                yield f"rerank_duration_seconds_sum{{{mine}}} {calls * (0.1 + late)} {at}"
+                yield f"rerank_duration_seconds_count{{{mine}}} {calls} {at}"
 
 
 def solo_begin(dtype: str) -> float:
@@ -389,3 +409,97 @@ def test_instants_may_be_written_as_people_do(url: str) -> None:
     then = ("--start", f"{begin:%Y-%m-%dT%H:%M:%SZ}", "--end", f"{end:%Y-%m-%dT%H:%M:%S+00:00}")
     answer = told(run(url, *arms(name), *then, *COMPRESSION, "-o", "json"))
     assert answer["verdict"] == "Fail"
+
+
+# Signals of the user's own.
+
+TOOLS = """
+- name: toolErrors
+  ratio: {events: 'tool_calls_total{outcome="error"}', total: tool_calls_total}
+  tolerancePercent: 5
+"""
+RERANK = """
+- name: rerank
+  latency: {histogram: 'rerank_duration_seconds{stage="STAGE"}', percentile: 90}
+  tolerancePercent: 20
+"""
+
+
+def own(tmp_path: Path, text: str) -> tuple[str, ...]:
+    path = tmp_path / "signals.yaml"
+    path.write_text(text)
+    return "--custom", str(path)
+
+
+@pytest.mark.parametrize("under", ["", "custom:"])
+def test_harm_that_only_a_signal_of_the_users_sees_is_found(
+    url: str, tmp_path: Path, under: str
+) -> None:
+    name = PAIRS[0]
+    custom = own(tmp_path, under + TOOLS)
+    answer = told(run(url, *arms(name), *during(name), *COMPRESSION, *custom, "-o", "json"))
+    assert (answer["verdict"], answer["decision"]) == ("Fail", "RollBack")
+    failed = [one for one in answer["signals"] if one["verdict"] == "Fail"]
+    assert [(one["name"], one["family"]) for one in failed] == [("toolErrors", "custom")]
+    assert "toolErrors" in answer["message"]
+    swapped = arms(name, swap=True)
+    answer = told(run(url, *swapped, *during(name), *COMPRESSION, *custom, "-o", "json"))
+    assert answer["verdict"] in ("Pass", "Inconclusive"), "fewer errors are no harm"
+
+
+def test_a_histogram_of_the_users_is_read_by_its_matchers(url: str, tmp_path: Path) -> None:
+    name = PAIRS[0]
+    verdicts = {}
+    for stage in ("final", "first"):
+        custom = own(tmp_path, RERANK.replace("STAGE", stage))
+        answer = told(run(url, *arms(name), *during(name), *COMPRESSION, *custom, "-o", "json"))
+        (signal,) = [one for one in answer["signals"] if one["name"] == "rerank"]
+        verdicts[stage] = signal["verdict"]
+        assert signal["baseline"] is not None
+    assert verdicts["final"] == "Fail"
+    assert verdicts["first"] in ("Pass", "Inconclusive")
+
+
+def test_the_signals_of_a_manifest_are_judged_and_those_of_a_file_join_them(
+    url: str, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "rollout.yaml"
+    manifest.write_text(
+        "kind: KVQuantRollout\nmetadata: {name: x}\nspec:\n  targetRef: {name: llama}\n"
+        "  kvCache: {dtype: fp8}\n  traffic: {router: {}}\n  analysis:\n    custom:\n"
+        + "".join(f"    {line}\n" for line in TOOLS.strip().splitlines())
+    )
+    name = PAIRS[0]
+    custom = own(tmp_path, RERANK.replace("STAGE", "first"))
+    common = (*arms(name), *during(name), *COMPRESSION, "-f", str(manifest), "-o", "json")
+    alone, both = told(run(url, *common)), told(run(url, *common, *custom))
+    own_names = [
+        {one["name"] for one in answer["signals"] if one["family"] == "custom"}
+        for answer in (alone, both)
+    ]
+    assert own_names == [{"toolErrors"}, {"toolErrors", "rerank"}]
+    assert alone["verdict"] == both["verdict"] == "Fail"
+
+
+def test_a_pool_is_split_by_signals_of_the_users_too(url: str, tmp_path: Path) -> None:
+    name = PAIRS[0]
+    pool = ("--baseline", f'pod=~"{name}-.*"', *during(name), *COMPRESSION, "--splits", "6")
+    answer = told(run(url, *pool, *own(tmp_path, TOOLS), "-o", "json"))
+    assert answer["falseRollbacks"]["count"] == 1, "the pod with the errors as the canary"
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        (TOOLS.replace("total: tool_calls_total", "total: tool_cals_total"), "tool_cals_total"),
+        (RERANK.replace("STAGE", "none"), 'rerank_duration_seconds_bucket{stage="none"}'),
+    ],
+)
+def test_a_metric_that_no_pod_shows_is_named_before_anything_waits_for_it(
+    url: str, tmp_path: Path, text: str, missing: str
+) -> None:
+    name = PAIRS[0]
+    result = run(url, *arms(name), *during(name), *COMPRESSION, *own(tmp_path, text))
+    assert result.exit_code == 1
+    assert f"has shown {missing} between --start and --end" in result.stderr
+    assert "no pod of --baseline" in result.stderr

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from kvquant.adapters.metrics import MOST_INSTANTS, MOST_POINTS, PrometheusMetrics
 from kvquant.core import queries
 from kvquant.core.backtest.question import Moment
+from kvquant.core.custom_signals import Selector, SignalQuery
 from kvquant.core.tick_queries import EngineTexts, RouterTexts
 from kvquant.core.ticking import Scrapes, first_instant, instants, last_instant
 from kvquant.engines import vllm_metrics
@@ -77,6 +78,25 @@ class PrometheusPast(PrometheusMetrics):
         text = f"sum(increase({counter}[{_length(start, end)}]))"
         return sum(value for _, value in self._instant(text, end))
 
+    def shown(
+        self, selector: Selector, where: Sequence[str], start: datetime, end: datetime
+    ) -> bool:
+        """Tell whether any pod has shown a metric of the user's in a stretch of time.
+
+        Args:
+            selector: The metric, under its whole name.
+            where: Matchers of the pods.
+            start: Its begin.
+            end: Its end.
+
+        Raises:
+            MetricsError: Prometheus did not answer, or answered what cannot be relied on.
+        """
+        own = [selector.matchers] if selector.matchers else []
+        series = selector.metric + self._scope.select(*own, *where)
+        text = f"count(count_over_time({series}[{_length(start, end)}]))"
+        return any(value > 0 for _, value in self._instant(text, end))
+
     def moments(
         self,
         engines: Sequence[str],
@@ -85,6 +105,7 @@ class PrometheusPast(PrometheusMetrics):
         end: datetime,
         pods: int,
         slots: Sequence[str] = (),
+        signals: Sequence[SignalQuery] = (),
     ) -> Iterator[Moment]:
         """Yield what the pods had counted at each instant of the grid, oldest first.
 
@@ -95,6 +116,7 @@ class PrometheusPast(PrometheusMetrics):
             end: Last one.
             pods: Engines that are expected, by which the past is read in parts.
             slots: Slots of the routers.
+            signals: Signals of the user's.
 
         Raises:
             MetricsError: Prometheus did not answer, or answered what cannot be relied on.
@@ -103,7 +125,7 @@ class PrometheusPast(PrometheusMetrics):
         first, last = first_instant(start, self.grid), last_instant(end, timedelta(0), self.grid)
         most = MOST_POINTS // (SERIES_OF_A_POD * max(1, pods))
         most = max(FEWEST_INSTANTS, min(MOST_INSTANTS, most))
-        texts = EngineTexts.of(engines, self._scope)
+        texts = EngineTexts.of(engines, self._scope, signals)
         of_routers = None if routers is None else RouterTexts.of(routers, slots, self._scope)
         while (
             window := instants(first, min(last, first + (most - 1) * step), self.grid)
@@ -113,7 +135,7 @@ class PrometheusPast(PrometheusMetrics):
                 at = ms / 1000
                 yield Moment(
                     at,
-                    scrapes.engines(at),
+                    scrapes.engines(at, signals),
                     {slot: scrapes.routers(at, slot) for slot in slots},
                 )
             first = window.end + step
@@ -134,6 +156,8 @@ class PrometheusPast(PrometheusMetrics):
             scrapes.add_engine_scalars(self._read(engines.scalars, window))
             for name, text in engines.histograms.items():
                 scrapes.add_engine_histogram(name, self._read(text, window))
+            for key, text in engines.custom.items():
+                scrapes.add_custom(key, self._read(text, window))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._nonsense(error) from error
         return scrapes

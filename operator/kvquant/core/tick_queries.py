@@ -112,14 +112,18 @@ class EngineTexts:
     started: str
     scalars: str
     histograms: Mapping[str, str]
+    custom: Mapping[str, str]
 
     @classmethod
-    def of(cls, where: Sequence[str], scope: Scope) -> EngineTexts:
+    def of(
+        cls, where: Sequence[str], scope: Scope, signals: Sequence[SignalQuery] = ()
+    ) -> EngineTexts:
         """Return the texts.
 
         Args:
             where: Matchers of the engines' pods.
             scope: How Prometheus labels the pods.
+            signals: Signals of the user's, all of them for all of these pods.
         """
         pod = f"{scope.namespace},{scope.pod}"
         witness = vllm_metrics.WITNESS + scope.select(*where)
@@ -133,6 +137,11 @@ class EngineTexts:
             histograms={
                 name: _summed(scope, where, (f"{name}_bucket", f"{name}_sum"))
                 for name in vllm_metrics.HISTOGRAMS
+            },
+            custom={
+                key: text
+                for signal in signals
+                for key, text in _texts_of(signal, list(where), scope).items()
             },
         )
 
@@ -209,6 +218,17 @@ def _custom(needs: Sequence[Wanted], scope: Scope) -> dict[str, str]:
         parts = histogram_texts(selector, _engines(sharing, scope), scope)
         texts |= {_part_of(selector, part): text for part, text in parts.items()}
     return texts
+
+
+def _texts_of(signal: SignalQuery, where: list[str], scope: Scope) -> dict[str, str]:
+    """Return the queries that one signal needs for the pods of some matchers."""
+    if isinstance(signal, LatencyQuery):
+        parts = histogram_texts(signal.histogram, where, scope)
+        return {_part_of(signal.histogram, part): text for part, text in parts.items()}
+    return {
+        str(selector): counter_text(selector, where, scope)
+        for selector in (signal.events, signal.total)
+    }
 
 
 def keys_of(signal: SignalQuery) -> tuple[str, str]:

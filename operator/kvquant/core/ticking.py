@@ -297,10 +297,15 @@ class Scrapes:
             for need in needs
         }
 
-    def engines(self, at: float) -> dict[str, EngineSample]:
-        """Return what every engine pod that was scraped had counted at an instant, by its name."""
+    def engines(self, at: float, signals: Sequence[SignalQuery] = ()) -> dict[str, EngineSample]:
+        """Return what every engine pod that was scraped had counted at an instant, by its name.
+
+        Args:
+            at: The instant, in seconds since the epoch.
+            signals: Signals of the user's that were read, too.
+        """
         pods = self._engines.get(at, {})
-        return {_called(whose): self._at_engine(pod, ()) for whose, pod in pods.items()}
+        return {_called(whose): self._at_engine(pod, signals) for whose, pod in pods.items()}
 
     def routers(self, at: float, slot: str) -> dict[str, RouterSample]:
         """Return what every router pod had counted for a slot at an instant, by its name."""

@@ -126,3 +126,43 @@ def test_a_manifest_that_is_none_is_told(tmp_path: Path, text: str, said: str) -
     assert result.exit_code == 1
     assert f"--filename {path}: " in result.stderr
     assert said in result.stderr
+
+
+# Signals of the user's own.
+
+SIGNAL = """
+- name: toolErrors
+  ratio: {events: 'tool_calls_total{outcome="error"}', total: tool_calls_total}
+  tolerancePercent: 5
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "write a list of signals"),
+        ("[]", "write a list of signals"),
+        ("kind: KVQuantRollout", "a whole manifest goes to --filename"),
+        ("{", "while parsing"),
+        ("- toolErrors", "custom.0"),
+        (SIGNAL.replace("tolerancePercent: 5", ""), "custom.0.tolerancePercent"),
+        (SIGNAL.replace("total: tool_calls_total", "total: 'rate(x[5m])'"), "no functions"),
+        (SIGNAL.replace("  ratio:", "  ratios:"), "custom.0"),
+        (SIGNAL + SIGNAL, "toolErrors: names must differ"),
+        (SIGNAL.replace("toolErrors", "failures"), "failures: that is a signal which the operator"),
+        (
+            "- {name: rerank, latency: {histogram: x}, direction: decrease, tolerancePercent: 5}",
+            "rerank: direction is for a ratio",
+        ),
+        ("".join(SIGNAL.replace("toolErrors", f"s{n}") for n in range(9)), "custom"),
+    ],
+)
+def test_signals_that_a_cluster_would_refuse_are_refused(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "signals.yaml"
+    path.write_text(text)
+    result = run(*URL, *ARMS, *THEN, "--custom", str(path))
+    assert result.exit_code == 1, result.output
+    assert f"--custom {path}: " in result.stderr
+    assert said in result.stderr

@@ -18,6 +18,7 @@ from kvquant.core.backtest.question import HistoricStep, Moment
 from kvquant.core.backtest.replay import Replay
 from kvquant.core.backtest.splitting import Splits, draw, room
 from kvquant.core.backtest.thresholds import Thresholds
+from kvquant.core.custom_signals import LatencyQuery, SignalQuery, queries_of
 from kvquant.core.judgement import settings_of
 from kvquant.core.scope import Scope
 from kvquant.core.ticking import in_effect
@@ -79,6 +80,11 @@ class Asked:
         return replace(settings_of(self.analysis), time_scale=self.time_scale)
 
     @property
+    def signals(self) -> tuple[SignalQuery, ...]:
+        """What the user's own signals need of Prometheus."""
+        return queries_of(self.analysis.custom)
+
+    @property
     def look_back(self) -> timedelta:
         """How much of the time before the start is read."""
         return LOOK_BACK / self.time_scale
@@ -122,11 +128,35 @@ def run(asked: Asked, progress: Progress) -> BacktestDocument | SplitsDocument:
     interval = question.interval_of(asked.length.total_seconds(), densest)
     grid = question.grid_of(asked.time_scale, interval)
     client = asked.client(scope, grid)
+    _look_for_signals(asked, client)
     pods = sorted({one.pod or one.instance for one in found})
     if asked.canary is None:
         return _splits(asked, client, grid, pods, progress)
     canary_pods = sorted({one.pod or one.instance for one in others})
     return _pair(asked, client, grid, (pods, canary_pods), progress)
+
+
+def _look_for_signals(asked: Asked, client: PrometheusPast) -> None:
+    """See to it that the metrics of the user's signals are there: else all would wait for them.
+
+    Raises:
+        Failure: One is not.
+    """
+    arms = [("--baseline", asked.baseline)]
+    if asked.canary is not None:
+        arms.append(("--canary", asked.canary))
+    for signal in asked.signals:
+        # Counters of rare events are shown with the first of them only.
+        if isinstance(signal, LatencyQuery):
+            needed = replace(signal.histogram, metric=f"{signal.histogram.metric}_bucket")
+        else:
+            needed = signal.total
+        for option, selector in arms:
+            if not client.shown(needed, [selector], asked.start, asked.end):
+                raise Failure(
+                    f"signal {signal.name}: no pod of {option} {selector} has shown {needed} "
+                    "between --start and --end: correct its name or matchers, or leave it out"
+                )
 
 
 def _pair(
@@ -180,8 +210,9 @@ def _ticks(asked: Asked, client: PrometheusPast, pods: tuple[int, int]) -> Itera
     begin = asked.start - asked.look_back
     router = None if asked.router is None else [asked.router]
     slots = () if router is None else asked.slots
-    baseline = client.moments([asked.baseline], router, begin, asked.end, pods[0], slots)
-    canary = client.moments([asked.canary], None, begin, asked.end, pods[1])
+    own = asked.signals
+    baseline = client.moments([asked.baseline], router, begin, asked.end, pods[0], slots, own)
+    canary = client.moments([asked.canary], None, begin, asked.end, pods[1], signals=own)
     for one, other in zip(baseline, canary, strict=True):
         yield Tick(
             at=one.at,
@@ -241,7 +272,10 @@ def _splits(
         asked.settings,
     )
     since = asked.start - asked.look_back
-    for moment in client.moments([asked.baseline], None, since, asked.end, len(pods)):
+    past = client.moments(
+        [asked.baseline], None, since, asked.end, len(pods), signals=asked.signals
+    )
+    for moment in past:
         progress(moment.at)
         splits.take(moment)
     tried = splits.tried()

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from kvquant.api.v1alpha1 import AnalysisSettings, KVQuantRollout
-from kvquant.cli.backtest import words
+from kvquant.cli.backtest import own_signals, words
 from kvquant.cli.backtest.running import Asked, Progress, run
 from kvquant.cli.errors import Failure
 from kvquant.cli.reading_verbs import OUTPUT, dump
@@ -144,7 +144,14 @@ class Instant(click.ParamType[datetime]):
     "--filename",
     "-f",
     type=click.Path(exists=True, dir_okay=False),
-    help="Manifest of a KVQuantRollout, whose spec.analysis holds the tolerances.",
+    help="Manifest of a KVQuantRollout, whose spec.analysis holds the tolerances and your own "
+    "signals.",
+)
+@click.option(
+    "--custom",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="YAML with a list of signals of your own, as spec.analysis.custom has them.",
 )
 @click.option(
     "--splits",
@@ -189,6 +196,7 @@ def backtest(
     steps: str | None,
     time_scale: float,
     filename: str | None,
+    custom: str | None,
     splits: int,
     seed: int,
     namespace_label: str,
@@ -238,7 +246,7 @@ def backtest(
         end=min(end, around.now()),
         steps=None if steps is None else _steps(ctx, steps),
         time_scale=time_scale,
-        analysis=_analysis(filename),
+        analysis=own_signals.added(_analysis(filename), custom),
         splits=splits,
         seed=seed,
     )
