@@ -11,13 +11,16 @@ from kvquant.api.v1alpha1 import Phase, Verdict
 from kvquant.cli.documents import RolloutDocument
 from kvquant.cli.looks import ShadowDocument, SignalDocument
 from kvquant.cli.paint import Paint, tame, visible
-from kvquant.cli.signals import STYLES, title
+from kvquant.cli.signals import STYLES, foremost, title
 from kvquant.cli.times import length
 from kvquant.core.quality import FEWEST
 
 LABEL = 15
 YIELDING = ("noise", "lower", "pairs")
 """Columns of the table that are left out where it would be too wide, the first one first."""
+
+FEWEST_ROWS = 3
+"""Signals that are shown on the lowest terminal."""
 
 TOO_FEW = "Too few"
 """Said of a signal that too few requests are of for it to keep anything from moving."""
@@ -30,7 +33,9 @@ LEGEND = (
 )
 
 
-def section(document: RolloutDocument, paint: Paint, width: int) -> list[str]:
+def section(
+    document: RolloutDocument, paint: Paint, width: int, room: int | None = None
+) -> list[str]:
     """Return the lines of a rollout's screen about copied requests; none when nothing is copied.
 
     While the copies decide, and when they have ended the rollout, every signal is shown; later two
@@ -40,6 +45,8 @@ def section(document: RolloutDocument, paint: Paint, width: int) -> list[str]:
         document: The rollout.
         paint: What the stream can show.
         width: Columns of the screen.
+        room: Lines that there are, at least; None for as many as it takes. Signals that passed are
+            left out first.
     """
     shadow = document.shadow
     if shadow is None:
@@ -56,7 +63,12 @@ def section(document: RolloutDocument, paint: Paint, width: int) -> list[str]:
     lines[0] = lines[0].replace(first, paint(first, style), 1)
     lines += [f"{' ' * LABEL}{line}" for line in _misses(shadow, paint, width - LABEL)]
     if _decides(document):
-        lines += [f"  {line}" for line in table(shadow, paint, width - 2)]
+        rows = len(shadow.signals) if room is None else max(FEWEST_ROWS, room - len(lines) - 3)
+        shown, more = foremost(shadow.signals, rows)
+        brief = shadow.model_copy(update={"signals": tuple(shown)})
+        lines += [f"  {line}" for line in table(brief, paint, width - 2)]
+        if more:
+            lines.append(paint(f"  and {more} more: status -o json", "dim"))
     return [*lines, ""]
 
 

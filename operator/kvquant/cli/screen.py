@@ -75,7 +75,10 @@ def screen(
         *_proofs(document, paint, width),
         *_examples(document, paint, width),
     ]
-    below = _can(document, paint)
+    proofs, below = _proofs(document, paint, width), _can(document, paint)
+    # At least one decision is shown.
+    left = None if height is None else height - len(above) - len(proofs) - len(below) - 2
+    above += [*copies.section(document, paint, width, left), *proofs]
     room = DECISIONS_SHOWN
     if height is not None:
         room = max(1, min(room, height - len(above) - len(below) - 1))

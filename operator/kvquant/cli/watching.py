@@ -91,5 +91,6 @@ class Log:
             document.killed or "",
             document.waiting.reason if document.waiting else "",
             document.analysis.verdict.value if document.analysis else "",
+            document.shadow.verdict.value if document.shadow else "",
             stamp(last.at) + last.reason if last else "",
         )

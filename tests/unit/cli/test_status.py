@@ -464,3 +464,15 @@ def test_what_the_shadow_service_says_cannot_steer_the_terminal() -> None:
     report["dropped"][0]["reason"] = "\x1b[2Jqueue"
     report["signals"][0]["canary"] = "\x1b]0;owned\x07"
     assert "\x1b" not in shown(made.shadowing(report))
+
+
+def test_on_a_low_terminal_signals_that_passed_make_room_for_the_others() -> None:
+    document = describe(seen(made.condemned_by_answers()), made.NOW)
+    full = screen(document, made.NOW, Paint(), 80)
+    low = screen(document, made.NOW, Paint(), 80, height=24)
+    text = "\n".join(low)
+    assert len(low) < len(full)
+    assert "✗ Fail" in text.split("answers", 2)[2], "what failed is not left out"
+    assert re.search(r"and \d more: status -o json", text)
+    assert "retry" in low[-1]
+    assert len(screen(document, made.NOW, Paint(), 80, height=60)) == len(full)
