@@ -156,7 +156,7 @@ class ShadowLoss(Model):
     reason: Annotated[str, Field(max_length=64)]
     """Why, in a word or two, such as `queue`, `deadline` or `size`."""
     count: int
-    """How many."""
+    """How many copies."""
 
 
 class ShadowReport(Model):

@@ -76,7 +76,7 @@ class LossDocument(Model):
     reason: str
     """Why, in a word or two."""
     count: int
-    """How many."""
+    """How many copies."""
 
 
 class BucketDocument(Model):
