@@ -175,9 +175,14 @@ class Archivist:
                     telemetry.ARCHIVED.inc()
                 self._written(whose, number)
         except (ArchiveError, ClusterError) as error:
-            self._to_the_end(whose)
-            return str(error)
-        return None
+            problem = str(error)
+        except Exception as error:
+            # Whatever it is: a thread that has died would be found out much later.
+            problem = f"{type(error).__name__}: {error}"
+        else:
+            return None
+        self._to_the_end(whose)
+        return problem
 
     def _recorded(self, whose: Whose) -> dict[int, str]:
         """Return the lines of a record; none when it is gone, or another rollout's by now.

@@ -116,6 +116,21 @@ def test_one_object_that_is_refused_keeps_no_other_rollout_from_being_archived(
     assert site.keeper.done(other) == 0
 
 
+def test_an_error_that_nobody_thought_of_does_not_end_the_archiving(
+    site: Archived,
+) -> None:
+    def burst(path: str) -> bool:
+        raise RuntimeError("the library is out of order")
+
+    site.archive.broken = burst
+    errors = telemetry.ARCHIVE_ERRORS._value.get()
+    ref = site.apply()
+    site.until_settled(ref)
+    wait_until(lambda: telemetry.ARCHIVE_ERRORS._value.get() > errors, 10, "it fails", 0.01)
+    site.archive.broken = lambda path: False
+    soon(site)
+
+
 def test_an_operator_that_ends_before_it_wrote_leaves_that_to_the_next_one(site: Archived) -> None:
     site.archive.broken = lambda path: True
     ref = site.apply()
