@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(300)]
 HOME = "kvquant-system"
 PASSWORD = "planted-password"
 API_KEY = "key-for-prometheus-51c0"
+BUCKET_KEY = "key-of-a-bucket-77ab"
 ALERTS_TOKEN = "token-of-alertmanager-9d2f"
 
 
@@ -77,6 +78,12 @@ def told(
         "KVQUANT_HEALTH_PORT": str(health),
         "KVQUANT_ALERTS_PORT": str(alerts),
         "KVQUANT_ALERTS_TOKEN_FILE": str(folder / "alerts-token"),
+        # Nobody answers for the bucket, either.
+        "KVQUANT_RECORD_URL": "s3://records/kvquant",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{nobody}",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "kvquant",
+        "AWS_SECRET_ACCESS_KEY": BUCKET_KEY,
         "KVQUANT_LOG_LEVEL": "DEBUG",
     }
     log = folder / "log"
@@ -90,6 +97,12 @@ def told(
                 lambda: "cannot be reached" in str(cluster.get(names.KIND, namespace, hold.name)),
                 180,
                 "the status tells that Prometheus cannot be reached",
+                interval=0.5,
+            )
+            wait_until(
+                lambda: "cannot be written to the archive yet" in log.read_text(),
+                60,
+                "the log tells that the bucket is away",
                 interval=0.5,
             )
             for token_shown, status in ((ALERTS_TOKEN, 400), (f"{ALERTS_TOKEN}x", 401)):
@@ -118,6 +131,7 @@ def told(
             "token": token.split(".")[2],
             "token of alerts": ALERTS_TOKEN,
             "key for Prometheus": API_KEY,
+            "key of the bucket": BUCKET_KEY,
             "key": kept["data"]["tls.key"][100:180],
             "the key's text": key.splitlines()[1],
             "any key": "PRIVATE KEY",
@@ -143,7 +157,7 @@ def post(url: str, token: str) -> int:
     "secret",
     [
         *("password", "authorization", "token", "token of alerts", "key for Prometheus"),
-        *("key", "the key's text", "any key"),
+        *("key of the bucket", "key", "the key's text", "any key"),
     ],
 )
 def test_no_secret_is_told(told: Told, secret: str) -> None:
@@ -153,4 +167,5 @@ def test_no_secret_is_told(told: Told, secret: str) -> None:
 def test_something_was_told(told: Told) -> None:
     assert "kvquant_reconcile_seconds" in told.text
     assert "hold-fp8" in told.text
+    assert "kvquant_archive_errors_total" in told.text
     assert "DEBUG" in told.text.upper()

@@ -139,6 +139,9 @@ def _misses(shadow: ShadowDocument, paint: Paint, width: int) -> list[str]:
 
 def outcome(signal: SignalDocument, shadow: ShadowDocument) -> str:
     """Return what a signal says in a word or two; what too few pairs have does not block."""
+    if signal.verdict is Verdict.FAIL and (signal.lower or "").startswith("-"):
+        # Over all requests it is within bounds: one length of them is what failed.
+        return "Fail in one length"
     if signal.verdict is not Verdict.INCONCLUSIVE:
         return signal.verdict.value
     few = signal.effect is None or (signal.requests or 0) < FEWEST

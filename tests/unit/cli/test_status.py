@@ -476,3 +476,9 @@ def test_on_a_low_terminal_signals_that_passed_make_room_for_the_others() -> Non
     assert re.search(r"and \d more: status -o json", text)
     assert "retry" in low[-1]
     assert len(screen(document, made.NOW, Paint(), 80, height=60)) == len(full)
+
+
+def test_harm_to_one_length_of_request_is_told_apart_from_harm_to_all() -> None:
+    text = " ".join(shown(made.shadowing(made.answers(4000, 60, lost=40))).split())
+    assert re.search(r"citations 4,060 \S+ \S+ (-\S+ )?\S+ ✗ Fail in one length", text)
+    assert "citations for requests of 16-64KiB" in text, "which one is said where it waits"
