@@ -85,8 +85,13 @@ def standing(shadow: ShadowDocument) -> list[str]:
 
 def pairs(shadow: ShadowDocument) -> list[str]:
     """Return how many pairs of how many there are, and how long the others will take."""
-    wanted = f" of {shadow.min_pairs:,}" if shadow.min_pairs is not None else ""
-    told = [f"{shadow.pairs:,}{wanted} pairs, {shadow.noise_pairs:,} more of the baseline alone"]
+    least = shadow.min_pairs
+    counted = f"{shadow.pairs:,} pairs"
+    if least is not None and shadow.pairs < least:
+        counted = f"{shadow.pairs:,} of {least:,} pairs"
+    elif least is not None:
+        counted += f" ({least:,} asked for)"
+    told = [f"{counted}, {shadow.noise_pairs:,} more of the baseline alone"]
     if shadow.eta_seconds is not None:
         eta = length(timedelta(seconds=shadow.eta_seconds))
         told.append(f"about {eta} to go at this rate")

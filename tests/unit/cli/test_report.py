@@ -497,7 +497,7 @@ def test_copied_requests_have_a_table_an_interval_for_each_signal_and_their_cove
     html = page(staged(made.condemned_by_answers()), "llama-fp8")
     for part in (
         "Fail citations: +10.5 per 100 more answers that lost citations",
-        "380 of 200 pairs, 60 more of the baseline alone",
+        "380 pairs (200 asked for), 60 more of the baseline alone",
         "37 personal values replaced",
         "Copies not compared: queue 5, size 2.",
         "Not covered: not evaluated for want of pairs: 1MiB+ (0 pairs, 31 requests).",

@@ -421,7 +421,7 @@ def test_too_few_of_a_kind_are_told_apart_from_what_is_waited_for() -> None:
 
 def test_harm_that_ended_the_rollout_stays_on_the_screen() -> None:
     text = " ".join(shown(made.condemned_by_answers()).split())
-    assert "✗ Fail 380 of 200 pairs" in text
+    assert "✗ Fail 380 pairs (200 asked for)" in text
     assert "citations 380 +10.5/100 +2.0/100 +1.8/100 +10.6/100 ✗ Fail" in text
 
 
@@ -429,7 +429,7 @@ def test_once_users_meet_the_canary_the_copies_are_summed_up() -> None:
     raw = made.progressing()
     raw["status"]["shadow"] = made.answers(300, 80)
     text = " ".join(shown(raw).split())
-    assert "copies ✓ Pass 380 of 200 pairs" in text
+    assert "copies ✓ Pass 380 pairs (200 asked for)" in text
     assert "not evaluated for want of pairs: 1MiB+" in text
     assert "differs" not in text, "the steps' signals are what matters now"
 
@@ -442,7 +442,7 @@ def test_copies_of_an_older_operator_are_shown_without_what_it_did_not_tell() ->
         del bucket["live"]
     raw = made.shadowing(report)
     text = " ".join(shown(raw).split())
-    assert "380 of 200 pairs" in text, "the spec knows it"
+    assert "380 pairs (200 asked for)" in text, "the spec knows it"
     assert "388 copies 100 % of the texts" in text
     assert "1MiB+ (0 pairs)" in text
 

@@ -80,8 +80,7 @@ def _row(svg: Node, x: Scale, y: float, signal: SignalDocument, one: _Interval, 
             svg.add("polygon", points=points, class_=f"arrow {style}")
     if x.low <= one.middle <= x.high:
         svg.add("circle", cx=x(one.middle), cy=y, r=4, class_=f"middle {style}")
-    pairs = "" if signal.requests is None else f", {signal.requests:,} pairs"
-    words = f"{told}: {signal.canary or '–'}{pairs}"  # noqa: RUF001
+    words = f"{told}: {signal.canary or '–'}"  # noqa: RUF001
     dim = " muted" if told == TOO_FEW else f" {style}"
     svg.add("text", words, x=WIDTH - RIGHT + 14, y=y + 4, class_=f"label{dim}")
 
