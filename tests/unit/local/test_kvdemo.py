@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -15,9 +15,10 @@ from kvdemo import traces
 from kvdemo.load import Load, Outcome, Recipe, percentile
 from kvdemo.search import Finding, Search, compared
 from kvdemo.table import render, rows
-from kvdemo.watch import Stage
+from kvdemo.watch import Stage, Watch
 from kvlocal.problems import LocalError
-from kvquant.api.v1alpha1 import Status
+from kvquant.adapters.connection import Connection
+from kvquant.api.v1alpha1 import Phase, Status
 from tests.waiting import wait_until
 
 
@@ -156,6 +157,12 @@ def shadowed(canary: str = "llama-fp8-pool", pairs: int = 412, mirror: int = 0) 
     return Status.model_validate(
         {
             "phase": "Progressing",
+            "phaseStartedAt": "2026-11-26T11:50:00Z",
+            "stepStartedAt": "2026-11-26T11:50:00Z",
+            "step": 1,
+            "router": "llama-router",
+            "resolvedDtype": "fp8",
+            "baseline": {"deployment": "llama", "slot": "blue", "dtype": "auto", "replicas": 1},
             "canary": {"deployment": canary, "slot": "green", "dtype": "fp8", "replicas": 1},
             "weights": {"baseline": 90, "canary": 10, "mirror": mirror},
             "shadow": {
@@ -291,3 +298,45 @@ def test_metrics_that_do_not_answer_are_told() -> None:
     cluster = Cluster(9, traces.OPERATOR, traces.ROUTER, traces.SHADOW)
     with pytest.raises(LocalError, match="cannot be read"):
         traces.collect(cluster, "inference")
+
+
+class Statuses:
+    """A connection that tells one status after the other, and then the last one again."""
+
+    def __init__(self, *statuses: Status) -> None:
+        self._left = [*statuses]
+
+    def expect(self, *_: Any, **__: Any) -> dict[str, Any]:
+        status = self._left.pop(0) if len(self._left) > 1 else self._left[0]
+        return {
+            "metadata": {"name": "llama-fp8", "namespace": "inference", "uid": "u-1"},
+            "spec": {
+                "targetRef": {"name": "llama"},
+                "kvCache": {"dtype": "fp8"},
+                "traffic": {"router": {}},
+            },
+            "status": status.model_dump(mode="json", by_alias=True),
+        }
+
+
+def test_what_is_compared_is_told_as_it_happens_and_each_hook_sees_every_status(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copied = shadowed(pairs=40, mirror=20).model_copy(update={"phase": Phase.SHADOWING})
+    over = shadowed().model_copy(update={"settled": True})
+    watch = Watch(cast("Connection", Statuses(copied, copied, over)))
+    seen: list[list[int]] = [[], []]
+
+    def hook(number: int) -> Callable[[Status], None]:
+        return lambda status: seen[number].append(status.weights.mirror)
+
+    status = watch.until("llama-fp8", lambda s: s.settled, 20, hook(0), hook(1))
+    assert status.settled
+    assert seen[0] == seen[1] == [20, 20, 0]
+    told = capsys.readouterr().out
+    assert told.count("copies: ") == 2, "the same is told once"
+    assert "copies: 40 pairs compared, 37 values replaced: Pass" in told
+    assert "copies: 412 pairs compared" in told
+    first = watch.stages[0]
+    assert (first.label, first.mirror) == ("Shadowing", 20)
+    assert watch.stages[-1].mirror == 0
