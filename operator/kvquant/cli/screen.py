@@ -71,11 +71,9 @@ def screen(
         "",
         *_arms(document, paint, width),
         *_now(document, now, paint, width),
-        *copies.section(document, paint, width),
-        *_proofs(document, paint, width),
-        *_examples(document, paint, width),
     ]
     proofs, below = _proofs(document, paint, width), _can(document, paint)
+    proofs += _examples(document, paint, width)
     # At least one decision is shown.
     left = None if height is None else height - len(above) - len(proofs) - len(below) - 2
     above += [*copies.section(document, paint, width, left), *proofs]
