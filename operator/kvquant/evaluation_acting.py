@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvquant.api import names
 from kvquant.api.evaluation import DEFAULT_FILE, ONE_SOURCE, ExampleSet
 from kvquant.api.v1alpha1 import Phase, Pool, parse_duration
 from kvquant.config import OperatorConfig
@@ -73,12 +72,7 @@ def job(
             name=name,
             namespace=metadata.namespace,
             rollout=metadata.name,
-            owner={
-                "apiVersion": names.API_VERSION,
-                "kind": names.KIND,
-                "name": metadata.name,
-                "uid": metadata.uid,
-            },
+            owner=rollout.owner_reference,
             image=config.evaluation_image,
             image_pull_policy=config.image_pull_policy,
             source=_source(asked.dataset),

@@ -117,14 +117,7 @@ def _empty(rollout: KVQuantRollout) -> Object:
             "name": record.name_of(metadata.name),
             "namespace": metadata.namespace,
             "labels": {names.LABEL_RECORD: "true", names.LABEL_ROLLOUT: metadata.name},
-            "ownerReferences": [
-                {
-                    "apiVersion": names.API_VERSION,
-                    "kind": names.KIND,
-                    "name": metadata.name,
-                    "uid": metadata.uid,
-                }
-            ],
+            "ownerReferences": [rollout.owner_reference],
         },
     }
 

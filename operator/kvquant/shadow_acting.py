@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kvquant.api import names
 from kvquant.api.v1alpha1 import Phase, Pool, Status, parse_duration
 from kvquant.config import OperatorConfig
 from kvquant.core.record import fingerprint
@@ -69,12 +68,7 @@ def objects(
         ShadowSpec(
             router=router,
             rollout=metadata.name,
-            owner={
-                "apiVersion": names.API_VERSION,
-                "kind": names.KIND,
-                "name": metadata.name,
-                "uid": metadata.uid,
-            },
+            owner=rollout.owner_reference,
             image=config.shadow_image,
             image_pull_policy=config.image_pull_policy,
             settings=settings,

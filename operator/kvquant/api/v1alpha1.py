@@ -130,6 +130,16 @@ class KVQuantRollout(Model):
     spec: Spec
     status: Status = Status()
 
+    @property
+    def owner_reference(self) -> dict[str, str]:
+        """What bears this is removed with the rollout."""
+        return {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "name": self.metadata.name,
+            "uid": self.metadata.uid,
+        }
+
     @model_validator(mode="after")
     def _knows_its_attempt(self) -> Self:
         """Refuse a status that somebody has edited: no attempt goes on, or back, without these."""

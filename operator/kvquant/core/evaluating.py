@@ -10,16 +10,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from kvquant.api.v1alpha1 import EvaluationMeasure, EvaluationReport, Verdict
-from kvquant.core import alarm
 from kvquant.core.evaluation_manifests import GRACE, START_WITHIN
 from kvquant.core.evaluation_reading import EvaluationView, Failure, overdue
 from kvquant.core.evaluation_summary import EvaluationSummary
 from kvquant.core.gates import (
     fails_to_start,
     nobody_proven,
+    obstacle,
     pods_serve,
     proofs,
-    router_trouble,
 )
 from kvquant.core.moves import leave_evaluation, roll_back, withdraw
 from kvquant.core.plan import PlannedEvaluation
@@ -52,8 +51,8 @@ def evaluating(turn: Turn) -> None:
         report = void(report)
         turn.set(evaluation=report)
         turn.requeue_after = timedelta(0)
-    if (obstacle := _obstacle(turn)) is not None:
-        turn.hold(*obstacle)
+    if (why := obstacle(turn)) is not None:
+        turn.hold(*why)
         return
     token = turn.seen.requests.promote
     if is_new(token, turn.status.handled.promote):
@@ -79,20 +78,6 @@ def evaluating(turn: Turn) -> None:
 def void(report: EvaluationReport) -> EvaluationReport:
     """Return what is left of a run that was stopped from outside: its number, and the failures."""
     return EvaluationReport(run=report.run, failures=report.failures)
-
-
-def _obstacle(turn: Turn) -> tuple[str, str] | None:
-    """Return what stands in the way whatever the answers say, as reason and sentence."""
-    seen = turn.seen
-    if seen.requests.paused:
-        return "Paused", f"Paused: {seen.requests.paused}"
-    if seen.problem is not None:
-        return seen.problem.reason, seen.problem.message
-    if (alert := alarm.why_not(turn)) is not None:
-        return alert
-    if not seen.router.follows:
-        return "RouterNotReady", router_trouble(turn)
-    return None
 
 
 def _go_on(turn: Turn, reason: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from kvquant.api import names
 from kvquant.core.evaluation_summary import TERMINATION_FILE
-from kvquant.core.router_manifests import USER
+from kvquant.core.restricted import container_security, pod_security
 
 Object = dict[str, Any]
 
@@ -155,14 +155,7 @@ def _pod(job: EvaluationJob) -> Object:
         "enableServiceLinks": False,
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 15,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": {**pod_security(), "fsGroupChangePolicy": "OnRootMismatch"},
         "containers": [_container(job)],
         "volumes": volumes,
     }
@@ -188,12 +181,7 @@ def _container(job: EvaluationJob) -> Object:
             "requests": {"cpu": "100m", "memory": "256Mi"},
             "limits": {"memory": "2Gi"},
         },
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "runAsNonRoot": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
         "volumeMounts": mounts,
     }
     if job.source.secret is not None:

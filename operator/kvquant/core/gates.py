@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from kvquant.api.v1alpha1 import Verdict
+from kvquant.core import alarm
 from kvquant.core.evidence import worst
 from kvquant.core.moves import roll_back
 from kvquant.core.observation import PodView, deaths_since
@@ -207,3 +208,17 @@ def router_trouble(turn: Turn) -> str:
         f"Router {turn.status.router}: {router.available} pods available, {router.connected} "
         f"connected to the operator, {router.applied} follow the committed weights."
     )
+
+
+def obstacle(turn: Turn) -> tuple[str, str] | None:
+    """Return what stands in the way whatever both pools' answers say, as reason and sentence."""
+    seen = turn.seen
+    if seen.requests.paused:
+        return "Paused", f"Paused: {seen.requests.paused}"
+    if seen.problem is not None:
+        return seen.problem.reason, seen.problem.message
+    if (alert := alarm.why_not(turn)) is not None:
+        return alert
+    if not seen.router.follows:
+        return "RouterNotReady", router_trouble(turn)
+    return None

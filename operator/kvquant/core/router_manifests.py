@@ -12,6 +12,7 @@ from typing import Any
 from kvquant.api import names
 from kvquant.core.envoy_bootstrap import STATS_PORT, SUM_OF_WEIGHTS, Bootstrap, envoy_bootstrap
 from kvquant.core.envoy_upstreams import Upstream, WeightsService, token_secret
+from kvquant.core.restricted import container_security, pod_security
 from kvquant.core.shadow_settings import PORT
 
 Object = dict[str, Any]
@@ -31,7 +32,6 @@ BOOTSTRAP_FILE, SECRET_FILE = "envoy.json", "token-secret.json"
 DRAIN_COMMAND = "/usr/local/bin/kvquant-drain"
 """In the image: tells clients to go elsewhere and returns when no request is in flight."""
 GRACE_BEYOND_TIMEOUT = timedelta(seconds=30)
-USER = 65532
 WORKERS = 2
 """Envoy would start one worker for each core of the node, whatever its share of them."""
 
@@ -269,13 +269,7 @@ def _pod(router: RouterSpec) -> Object:
         "enableServiceLinks": False,
         # The longest answer may finish. A router without requests in flight goes after seconds.
         "terminationGracePeriodSeconds": int(grace.total_seconds()),
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_security(),
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
@@ -350,12 +344,7 @@ def _container(router: RouterSpec) -> Object:
             "requests": {"cpu": "100m", "memory": "128Mi"},
             "limits": {"memory": "1Gi"},
         },
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "runAsNonRoot": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
         "volumeMounts": [
             {"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True},
             {"name": "xds-token", "mountPath": TOKEN_DIRECTORY, "readOnly": True},

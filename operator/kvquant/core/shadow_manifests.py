@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvquant.api import names
-from kvquant.core.router_manifests import USER, shadow_name, shadow_selector
+from kvquant.core.restricted import container_security, pod_security
+from kvquant.core.router_manifests import shadow_name, shadow_selector
 from kvquant.core.shadow_settings import METRICS_PORT, PORT, SETTINGS_FILE, ShadowSettings
 
 Object = dict[str, Any]
@@ -128,13 +129,7 @@ def _pod(shadow: ShadowSpec) -> Object:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 15,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_security(),
         "containers": [_container(shadow)],
         "volumes": [
             {"name": "config", "configMap": {"name": shadow_name(shadow.router)}},
@@ -166,12 +161,7 @@ def _container(shadow: ShadowSpec) -> Object:
             "requests": {"cpu": "100m", "memory": "256Mi"},
             "limits": {"memory": "2Gi"},
         },
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "runAsNonRoot": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
         "volumeMounts": [
             {"name": "config", "mountPath": SETTINGS_FILE.rsplit("/", 1)[0], "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the container's own

@@ -5,13 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 
 from kvquant.api.v1alpha1 import ShadowReport, Verdict
-from kvquant.core import alarm
 from kvquant.core.gates import (
     fails_to_start,
     nobody_serves,
+    obstacle,
     pods_serve,
     proofs,
-    router_trouble,
 )
 from kvquant.core.moves import advance, roll_back, withdraw
 from kvquant.core.quality import judge
@@ -33,8 +32,8 @@ def shadowing(turn: Turn) -> None:
     if report is not None and report.verdict is Verdict.FAIL:
         roll_back(turn, "QualityFailed", f"Before any user met the canary: {report.message}")
         return
-    if (obstacle := _obstacle(turn)) is not None:
-        turn.hold(*obstacle)
+    if (why := obstacle(turn)) is not None:
+        turn.hold(*why)
         return
     token = turn.seen.requests.promote
     if is_new(token, turn.status.handled.promote):
@@ -54,20 +53,6 @@ def shadowing(turn: Turn) -> None:
         reason = f"{within} proceeds. {why_not[1]}"
     if pods_serve(turn):
         advance(turn, reason)
-
-
-def _obstacle(turn: Turn) -> tuple[str, str] | None:
-    """Return what stands in the way whatever the answers say, as reason and sentence."""
-    seen = turn.seen
-    if seen.requests.paused:
-        return "Paused", f"Paused: {seen.requests.paused}"
-    if seen.problem is not None:
-        return seen.problem.reason, seen.problem.message
-    if (alert := alarm.why_not(turn)) is not None:
-        return alert
-    if not seen.router.follows:
-        return "RouterNotReady", router_trouble(turn)
-    return None
 
 
 def _why_not(turn: Turn, report: ShadowReport | None) -> tuple[str, str] | None:
