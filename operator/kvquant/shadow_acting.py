@@ -61,9 +61,11 @@ def objects(
         canary=_arm(router, canary, ports[1], _image(world.canary), mark),
         max_answer_tokens=spec.max_answer_tokens,
         noise_percent=spec.noise_percent,
+        saturation_probe=spec.saturation_probe,
         patterns=tuple(UserPattern(name=p.name, pattern=p.pattern) for p in spec.patterns),
         log=log,
     )
+    key = spec.engine_key_secret
     return shadow_objects(
         ShadowSpec(
             router=router,
@@ -74,6 +76,7 @@ def objects(
             settings=settings,
             secret_name=spec.log.secret_name,
             claim_name=spec.log.claim_name,
+            engine_key=None if key is None else (key.name, key.key),
             volume_mi=spec.log.max_size_mi,
         )
     )

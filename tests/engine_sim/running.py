@@ -51,6 +51,7 @@ class Running:
 
     server: Server
     client: aiohttp.ClientSession
+    port: int
 
     async def complete(self, **body: Any) -> dict[str, Any]:
         """Ask for a completion and insist on an answer."""
@@ -112,7 +113,7 @@ async def running(
         await site.start()
         host, port = runner.addresses[0][:2]
         async with aiohttp.ClientSession(f"http://{host}:{port}") as client:
-            yield Running(server, client)
+            yield Running(server, client, port)
     finally:
         await server.close()
         await runner.cleanup()

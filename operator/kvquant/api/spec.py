@@ -209,6 +209,15 @@ class ShadowLog(Model):
     """Time after which a file is removed."""
 
 
+class SecretKey(Model):
+    """One key of a Secret in the rollout's namespace."""
+
+    name: Name
+    """The Secret."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    """The key in it."""
+
+
 class Shadow(Model):
     """Copies of real requests, answered by both pools before any user meets the canary."""
 
@@ -237,6 +246,12 @@ class Shadow(Model):
     answers_percent: Annotated[int, Field(ge=1, le=100)] = 2
     """Answers per 100 that the canary may spoil and the baseline does not: none at all, JSON that
     is broken, tool calls that differ, citations lost, refusals, endings cut off."""
+    saturation_probe: bool = True
+    """Whether the canary's cache is filled now and then while it has no users, to see whether it
+    still gives the right JSON and finds what stands in a long text. The baseline is left alone."""
+    engine_key_secret: SecretKey | None = None
+    """Where the API key is that the engines ask for (`--api-key` of vLLM). The keys of users are
+    never used. Default: the engines ask for none."""
     patterns: Annotated[
         tuple[ShadowPattern, ...],
         Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"}),

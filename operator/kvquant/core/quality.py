@@ -36,15 +36,17 @@ ANSWER_SIGNALS = (
     told.ENDINGS,
 )
 """Signals whose differences are -1, 0 or 1."""
-JUDGED = (told.DRIFT, *ANSWER_SIGNALS)
+PROBED = (told.SATURATED, told.SATURATED_ANSWERED)
+"""Signals of the saturation probe, whose pairs are the canary's calm and full answers."""
+JUDGED = (told.DRIFT, *ANSWER_SIGNALS, *PROBED)
 
 BOTH_WAYS = frozenset({*JUDGED} - {told.TOOLS})
 """Signals whose differences have the mean 0 where the arms are the same. The others count any
 difference, so that what the baseline differs from itself is taken off."""
 
 NOISY_TOLERANCE = 2.5
-"""Of what else is tolerated, as many times is tolerated where the baseline's own noise, of which
-there are fewer pairs, must be taken off first."""
+"""Of what else is tolerated, as many times is tolerated where there are fewer pairs: where the
+baseline's own noise must be taken off first, and in the saturation probe."""
 
 MEANING = {
     told.DRIFT: "more surprised by the baseline's answers than the baseline is",
@@ -54,6 +56,8 @@ MEANING = {
     told.CITATIONS: "more answers that lost citations",
     told.REFUSALS: "more refusals",
     told.ENDINGS: "more answers that ran into the cap of tokens",
+    told.SATURATED: "more answers of the canary that are wrong while it is full",
+    told.SATURATED_ANSWERED: "more requests that the canary fails to answer while it is full",
 }
 
 FEWEST = 30
@@ -168,7 +172,8 @@ def _tolerance(name: str, shadow: PlannedShadow) -> float:
     """Return what is tolerated: nats per token of the drift, else a share of the answers."""
     if name == told.DRIFT:
         return math.log1p(shadow.drift)
-    return shadow.answers if name in BOTH_WAYS else NOISY_TOLERANCE * shadow.answers
+    few = name in PROBED or name not in BOTH_WAYS
+    return NOISY_TOLERANCE * shadow.answers if few else shadow.answers
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,14 @@ from typing import Any
 from kvquant.api import names
 from kvquant.core.restricted import container_security, pod_security
 from kvquant.core.router_manifests import shadow_name, shadow_selector
-from kvquant.core.shadow_settings import METRICS_PORT, PORT, SETTINGS_FILE, ShadowSettings
+from kvquant.core.shadow_settings import (
+    ENGINE_KEY_DIRECTORY,
+    ENGINE_KEY_FILE,
+    METRICS_PORT,
+    PORT,
+    SETTINGS_FILE,
+    ShadowSettings,
+)
 
 Object = dict[str, Any]
 
@@ -32,6 +39,7 @@ class ShadowSpec:
         image_pull_policy: Pull policy.
         settings: What the service must know.
         secret_name: Secret whose keys become environment variables; None: there is none.
+        engine_key: Secret and key of the engines' API key; None: they ask for none.
         claim_name: Claim of the volume for the log; None takes an emptyDir.
         volume_mi: Size that the emptyDir may have, in MiB.
         labels: More labels for every object.
@@ -44,6 +52,7 @@ class ShadowSpec:
     image_pull_policy: str
     settings: ShadowSettings
     secret_name: str | None = None
+    engine_key: tuple[str, str] | None = None
     claim_name: str | None = None
     volume_mi: int = 4096
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -124,6 +133,11 @@ def _pod(shadow: ShadowSpec) -> Object:
         log["persistentVolumeClaim"] = {"claimName": shadow.claim_name}
     else:
         log["emptyDir"] = {"sizeLimit": f"{shadow.volume_mi}Mi"}
+    engine: list[Object] = []
+    if shadow.engine_key is not None:
+        secret, key = shadow.engine_key
+        items = [{"key": key, "path": "key"}]
+        engine = [{"name": "engine-key", "secret": {"secretName": secret, "items": items}}]
     return {
         "serviceAccountName": shadow_name(shadow.router),
         "automountServiceAccountToken": False,
@@ -135,6 +149,7 @@ def _pod(shadow: ShadowSpec) -> Object:
             {"name": "config", "configMap": {"name": shadow_name(shadow.router)}},
             {"name": "tmp", "emptyDir": {}},
             log,
+            *engine,
         ],
     }
 
@@ -168,6 +183,11 @@ def _container(shadow: ShadowSpec) -> Object:
             {"name": "log", "mountPath": LOG_DIRECTORY},
         ],
     }
+    if shadow.engine_key is not None:
+        # A file, because an environment shows up in more places than a file does.
+        container["env"] = [{"name": ENGINE_KEY_FILE, "value": f"{ENGINE_KEY_DIRECTORY}/key"}]
+        mount = {"name": "engine-key", "mountPath": ENGINE_KEY_DIRECTORY, "readOnly": True}
+        container["volumeMounts"].append(mount)
     if shadow.secret_name is not None:
         container["envFrom"] = [{"secretRef": {"name": shadow.secret_name}}]
     return container

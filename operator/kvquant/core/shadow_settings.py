@@ -13,6 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 SETTINGS_FILE = "/etc/kvquant/shadow.json"
 """Where the service finds its settings."""
 
+ENGINE_KEY_DIRECTORY = "/etc/kvquant-engine"
+"""Where the engines' API key is mounted, if they ask for one."""
+ENGINE_KEY_FILE = "KVQUANT_SHADOW_ENGINE_KEY_FILE"
+"""Environment variable that names a file with an API key of the engines, where they ask for one.
+The keys of users are never read."""
+
 PORT = 8080
 """Port at which the service takes mirrored requests."""
 METRICS_PORT = 9100
@@ -73,6 +79,7 @@ DRIFT, ANSWERED, JSON, TOOLS, CITATIONS, REFUSALS, ENDINGS, EXACT = (
     "endings",
     "exact",
 )
+SATURATED, SATURATED_ANSWERED = "saturated", "saturatedAnswered"
 """Values of `signal`. A pair's difference is in nats per token for `drift`, else in {-1, 0, 1}:
 
 - drift: negative log-likelihood per token of the baseline's answer under the second arm, less that
@@ -85,6 +92,9 @@ DRIFT, ANSWERED, JSON, TOOLS, CITATIONS, REFUSALS, ENDINGS, EXACT = (
 - refusals: 1 when only the second answer refuses, -1 when only the first does.
 - endings: 1 when only the second answer ran into the cap of tokens, -1 when only the first did.
 - exact: 1 when the texts differ. Told, and no evidence: batching alone changes greedy text.
+- saturated: of the saturation probe, in which both answers are the canary's: one while it is calm,
+  one while its cache is full. 1 when only the latter is wrong (JSON broken, a needle lost).
+- saturatedAnswered: 1 when the canary answered while calm and failed to while full.
 """
 
 
@@ -160,5 +170,7 @@ class ShadowSettings(_Frozen):
     """Longest prompt, in tokens, whose answer is scored by log-likelihood; 0 turns it off."""
     scan_seconds: float = 2.0
     """Longest time that the search for personal data in one text may take."""
+    saturation_probe: bool = False
+    """Whether the canary is filled, to see whether it still answers right."""
     patterns: tuple[UserPattern, ...] = ()
     log: LogSettings | None = None

@@ -31,6 +31,7 @@ PAIRS = (names.CANARY_PAIR, names.NOISE_PAIR)
 SIGNALS = (
     *(names.DRIFT, names.ANSWERED, names.JSON, names.TOOLS),
     *(names.CITATIONS, names.REFUSALS, names.ENDINGS, names.EXACT),
+    *(names.SATURATED, names.SATURATED_ANSWERED),
 )
 _BUCKETS_OF_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 _WHOSE = ("rollout", "attempt", "run")

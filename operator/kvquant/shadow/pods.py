@@ -60,6 +60,12 @@ class Pods:
         """The base URL of each pod."""
         return tuple(map(self._url, self._addresses))
 
+    def only(self, url: str) -> Pods:
+        """Return the arm as if it had no other pod than this one."""
+        alone = Pods(self._arm, self._resolve)
+        alone._addresses = tuple(one for one in self._addresses if self._url(one) == url)
+        return alone
+
     def pick(self, avoid: Collection[str] = ()) -> str | None:
         """Return the base URL of the pod whose turn it is; None: there is no pod.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import aiohttp
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from kvquant.core.shadow_settings import ShadowSettings
+from kvquant.core.shadow_settings import CANARY_PAIR, ShadowSettings, bucket_of
 from kvquant.shadow import pods as addresses
 from kvquant.shadow import replaying, throttle
 from kvquant.shadow.allowance import Allowance
@@ -22,6 +23,7 @@ from kvquant.shadow.metrics import BASELINE_ARM, CANARY_ARM, Metrics
 from kvquant.shadow.pairs import Arm, Comparer
 from kvquant.shadow.pods import Pods, Resolve
 from kvquant.shadow.ports import Log, Sanitizer
+from kvquant.shadow.probing import PROMPTS, Prober, Round
 from kvquant.shadow.queue import WaitingJobs
 from kvquant.shadow.receiving import Receiver
 from kvquant.shadow.replaying import Replayer
@@ -29,6 +31,12 @@ from kvquant.shadow.replaying import Replayer
 logger = logging.getLogger(__name__)
 
 EXPIRE_SECONDS = 0.25
+PROBE_SECONDS = 120.0
+"""Time between two rounds of the saturation probe, in which pairs are compared."""
+PROBE_AGAIN_SECONDS = 5.0
+"""Time after which a round is tried again that could not say anything."""
+PROBE_ROUNDS = 10
+"""Rounds, and tries in vain, that a process makes at most."""
 CLOSE_WITHIN = 12.0
 THREADS = 2
 """Threads that sanitize. More would only take the interpreter from each other."""
@@ -72,6 +80,9 @@ class Service:
         self._baseline = self._arm(BASELINE_ARM, Pods(settings.baseline, resolve))
         self._canary = self._arm(CANARY_ARM, Pods(settings.canary, resolve))
         self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._probing = settings.saturation_probe
         self._loads: list[throttle.Load | None] = []
         self._held: str | None = "nothing measured yet"
         self._queue.gate(is_open=False)
@@ -105,12 +116,13 @@ class Service:
         loop = asyncio.get_running_loop()
         mirrored, asked = self._receiver.server(), web.Server(self._told, access_log=None)
         async with replaying.client() as client:
+            replayer = Replayer(client, self._clock, self._engine_key)
             comparer = Comparer(
                 self._settings,
                 self._run,
                 self._baseline,
                 self._canary,
-                replayer=Replayer(client, self._clock, self._engine_key),
+                replayer=replayer,
                 sanitizer=self._sanitizer,
                 log=self._log,
                 metrics=self.metrics,
@@ -132,6 +144,7 @@ class Service:
                     self._again(throttle.SCRAPE_SECONDS, lambda: self._measure(client))
                 ),
                 asyncio.create_task(self._again(EXPIRE_SECONDS, self._expire)),
+                asyncio.create_task(self._probe(Prober(client, replayer, self._clock))),
                 *(
                     asyncio.create_task(self._work(comparer))
                     for _ in range(self._settings.concurrency)
@@ -169,8 +182,44 @@ class Service:
             finally:
                 self._working(-1)
 
+    async def _probe(self, prober: Prober) -> None:
+        """Fill the canary now and then, as long as nobody else uses it."""
+        if not self._settings.saturation_probe:
+            return
+        for number in range(PROBE_ROUNDS):
+            await self._idle_canary()
+            found = Round(why_not="it failed")
+            try:
+                found = await prober.round(self._canary.pods, self._seed(number))
+            except Exception as error:
+                logger.warning("the saturation probe failed: %s", described(error))
+            finally:
+                self._probing = False
+                self._decide()
+            for differences in found.pairs:
+                self.metrics.judged(CANARY_PAIR, bucket_of(0), differences)
+            logger.info(
+                "saturation probe, round %d: %s",
+                number + 1,
+                found.why_not or f"{len(found.pairs)} of {PROMPTS} prompts say something",
+            )
+            await asyncio.sleep(PROBE_AGAIN_SECONDS if found.why_not else PROBE_SECONDS)
+
+    async def _idle_canary(self) -> None:
+        """Hold replays back, and wait for a pod and for the replays that are under way."""
+        while not self._canary.pods.urls:  # noqa: ASYNC110 - it is asked for, and tells nobody
+            await asyncio.sleep(EXPIRE_SECONDS)
+        self._probing = True
+        self._decide()
+        await self._idle.wait()
+
+    def _seed(self, number: int) -> int:
+        """Return a seed that is the same for the same attempt and round, and for no other."""
+        return zlib.crc32(f"{self._settings.uid} {self._settings.attempt}".encode()) * 64 + number
+
     def _working(self, change: int) -> None:
         self._in_flight += change
+        (self._idle.clear if self._in_flight else self._idle.set)()
         self.metrics.in_flight(self._in_flight)
         self.metrics.queued(len(self._queue))
 
@@ -206,6 +255,8 @@ class Service:
         )
         if not self._canary.pods.urls:
             held = "no canary pod"
+        if self._probing:
+            held = "the saturation probe"
         if held != self._held:
             logger.info("replays wait: %s" if held else "replays go on%s", held or "")
         self._held = held

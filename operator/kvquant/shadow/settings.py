@@ -9,15 +9,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from kvquant.core.shadow_settings import ShadowSettings
+from kvquant.core.shadow_settings import ENGINE_KEY_FILE, ShadowSettings
 from kvquant.errors import KVQuantError
 
 KEY_FILE = "KVQUANT_SHADOW_KEY_FILE"
 """Environment variable that names a file with the key of the placeholders. Without it the key is
 random and dies with the process: nobody can try values against the placeholders of a log."""
-ENGINE_KEY_FILE = "KVQUANT_SHADOW_ENGINE_KEY_FILE"
-"""Environment variable that names a file with an API key of the engines, where they ask for one.
-The keys of users are never read."""
 SHORTEST_KEY = 16
 
 

@@ -40,6 +40,7 @@ class Engine:
     text: str = "The sky is blue."
     kv_usage: float = 0.1
     waiting: float = 0
+    in_work: float = 0
     port: int = 0
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
@@ -55,10 +56,15 @@ class Engine:
             return await self.instead(body)
         return web.json_response(completion(self.text))
 
+    async def models(self, _request: web.Request) -> web.Response:
+        """Tell the model, as vLLM does."""
+        return web.json_response({"data": [{"id": "m", "max_model_len": 4096}]})
+
     async def metrics(self, _request: web.Request) -> web.Response:
         """Tell the load, as vLLM does."""
         text = (
             f'vllm:kv_cache_usage_perc{{engine="0",model_name="m"}} {self.kv_usage}\n'
+            f'vllm:num_requests_running{{engine="0",model_name="m"}} {self.in_work}\n'
             f'vllm:num_requests_waiting{{engine="0",model_name="m"}} {self.waiting}\n'
         )
         return web.Response(text=text, status=self.metrics_status)
@@ -69,7 +75,11 @@ async def listening(engine: Engine, host: str = "127.0.0.1", port: int = 0) -> A
     """Let an engine listen."""
     application = web.Application(client_max_size=2**28)
     application.add_routes(
-        [web.get("/metrics", engine.metrics), web.post("/{rest:.*}", engine.answer)]
+        [
+            web.get("/metrics", engine.metrics),
+            web.get("/v1/models", engine.models),
+            web.post("/{rest:.*}", engine.answer),
+        ]
     )
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
