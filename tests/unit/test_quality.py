@@ -10,7 +10,7 @@ import pytest
 from kvquant.api.v1alpha1 import ShadowReport, SignalReport, Verdict
 from kvquant.core import shadow_settings as told
 from kvquant.core.plan import PlannedShadow
-from kvquant.core.quality import JUDGED, judge
+from kvquant.core.quality import JUDGED, PROBED, judge
 from kvquant.core.shadow_reading import ShadowEvidence, Sums
 from kvquant.core.shadow_settings import CANARY_PAIR, NOISE_PAIR
 
@@ -245,3 +245,43 @@ def test_a_tolerance_is_told_in_the_signals_own_unit() -> None:
     report = Pairs().good(200).judged(PlannedShadow(percent=5, drift=0.1, answers=0.03))
     assert signal(report, told.DRIFT).tolerance == "+10.00 %"
     assert signal(report, told.JSON).tolerance == "+3.0 per 100"
+
+
+def probed(count: int, harmed: int, name: str = told.SATURATED) -> ShadowReport:
+    """A verdict on pairs that are all well, but for the saturation probe's."""
+    pairs = Pairs()
+    for _ in range(300):
+        for other in JUDGED:
+            if other not in PROBED:
+                pairs.add(other, 0.0)
+    noise(pairs, told.TOOLS, 60)
+    for number in range(count):
+        pairs.add(name, float(number < harmed))
+    return pairs.judged()
+
+
+def test_one_clean_round_of_the_saturation_probe_is_enough() -> None:
+    report = probed(40, 0)
+    assert report.verdict is Verdict.PASS, report.message
+    assert signal(report, told.SATURATED).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("name", PROBED)
+def test_a_canary_that_is_wrong_while_full_fails_after_one_round(name: str) -> None:
+    report = probed(40, 20, name)
+    assert report.verdict is Verdict.FAIL
+    assert "while it is full" in report.message
+    assert "requests of" not in report.message, "the lengths of the probe's prompts are ours"
+
+
+def test_two_wrong_answers_while_full_wait_for_another_round() -> None:
+    report = probed(40, 2)
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert "more pairs are needed" in report.message
+    assert probed(400, 2).verdict is Verdict.PASS
+
+
+def test_without_a_probe_nothing_waits_for_it_and_it_is_told() -> None:
+    report = probed(0, 0)
+    assert report.verdict is Verdict.PASS
+    assert "not evaluated" in signal(report, told.SATURATED).message

@@ -11,7 +11,7 @@ import pytest
 from kvquant.api import names
 from kvquant.core.router_manifests import shadow_selector
 from kvquant.core.shadow_manifests import ANNOTATION_CONFIG, ShadowSpec, shadow_objects
-from kvquant.core.shadow_settings import ArmSettings, LogSettings, ShadowSettings
+from kvquant.core.shadow_settings import ENGINE_KEY_FILE, ArmSettings, LogSettings, ShadowSettings
 
 SETTINGS = ShadowSettings(
     namespace="inference",
@@ -89,3 +89,19 @@ def test_credentials_come_from_the_secret_and_stand_nowhere_else() -> None:
     assert "envFrom" not in pod()["spec"]["containers"][0]
     (container,) = pod(replace(SPEC, secret_name="bucket"))["spec"]["containers"]
     assert container["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+
+
+def test_the_engines_key_is_a_file_of_one_key_of_the_secret() -> None:
+    assert "env" not in pod()["spec"]["containers"][0]
+    spec = pod(replace(SPEC, engine_key=("engines", "api-key")))["spec"]
+    (volume,) = (v for v in spec["volumes"] if v["name"] == "engine-key")
+    assert volume["secret"] == {
+        "secretName": "engines",
+        "items": [{"key": "api-key", "path": "key"}],
+    }
+    (container,) = spec["containers"]
+    (mount,) = (m for m in container["volumeMounts"] if m["name"] == "engine-key")
+    assert mount["readOnly"] is True
+    (variable,) = container["env"]
+    assert variable["name"] == ENGINE_KEY_FILE
+    assert variable["value"] == f"{mount['mountPath']}/key"

@@ -210,7 +210,8 @@ def _signal(name: str, evidence: ShadowEvidence, shadow: PlannedShadow, alpha: f
             "upper": _told(name, excess.sound(1) - tolerance),
         }
     )
-    lengths = _excesses(name, evidence, noise)
+    # The probe's prompts are of our making: how long they are says nothing about users.
+    lengths = [] if name in PROBED else _excesses(name, evidence, noise)
     if excess.count >= FEWEST_TO_FAIL and excess.lower(alpha / 2) > tolerance:
         return _Judged(_failed(report, excess, tolerance, most=_most(name, excess, lengths)))
     suspect = None

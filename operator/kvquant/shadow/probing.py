@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 PROMPTS = 40
 AT_A_TIME = 4
 """Prompts that are under way while calm: too few to fill anything."""
+PATH_SECONDS = 5.0
 CALM_SECONDS = 20.0
 FILL_SECONDS = 15.0
 FULL_SECONDS = 20.0
@@ -98,7 +99,7 @@ class Prober:
         fillers: set[asyncio.Task[Any]] = set()
         try:
             if not await self._filled(pod, url, name, longest, seed, fillers):
-                return Round(why_not=f"{MOST_FILLERS} requests at once do not fill the canary")
+                return Round(why_not=f"{len(fillers)} requests at once do not fill the canary")
             full = await self._all(pod, name, path, answered, FULL_SECONDS, len(answered))
         finally:
             for task in fillers:
@@ -108,7 +109,7 @@ class Prober:
 
     async def _path(self, pod: Pods, model: str, probe: Probe) -> str:
         """Return where to ask: chat, unless the model has no template for it."""
-        found = await self._ask(pod, model, CHAT, probe, self._clock() + CALM_SECONDS / 2)
+        found = await self._ask(pod, model, CHAT, probe, self._clock() + PATH_SECONDS)
         return COMPLETIONS if found.reply.refused else CHAT
 
     async def _calm(

@@ -34,7 +34,7 @@ EXPIRE_SECONDS = 0.25
 PROBE_SECONDS = 120.0
 """Time between two rounds of the saturation probe, in which pairs are compared."""
 PROBE_AGAIN_SECONDS = 5.0
-"""Time after which a round is tried again that could not say anything."""
+"""Time after which a round is tried again that could not begin."""
 PROBE_ROUNDS = 10
 """Rounds, and tries in vain, that a process makes at most."""
 CLOSE_WITHIN = 12.0
@@ -188,7 +188,7 @@ class Service:
             return
         for number in range(PROBE_ROUNDS):
             await self._idle_canary()
-            found = Round(why_not="it failed")
+            found, began = Round(why_not="it failed"), self._clock()
             try:
                 found = await prober.round(self._canary.pods, self._seed(number))
             except Exception as error:
@@ -203,7 +203,9 @@ class Service:
                 number + 1,
                 found.why_not or f"{len(found.pairs)} of {PROMPTS} prompts say something",
             )
-            await asyncio.sleep(PROBE_AGAIN_SECONDS if found.why_not else PROBE_SECONDS)
+            # What held replays back for long must leave them room, whatever came of it.
+            short = found.why_not and self._clock() - began < PROBE_AGAIN_SECONDS
+            await asyncio.sleep(PROBE_AGAIN_SECONDS if short else PROBE_SECONDS)
 
     async def _idle_canary(self) -> None:
         """Hold replays back, and wait for a pod and for the replays that are under way."""
