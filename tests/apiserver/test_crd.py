@@ -149,6 +149,14 @@ REFUSED = {
         {"analysis": {"custom": [{**CUSTOM, "name": "failures"}]}},
         ["spec.analysis.custom[0]: Invalid value", "which the operator has itself"],
     ),
+    "an engine's key without a key": (
+        {"shadow": {"engineKeySecret": {"name": "engines"}}},
+        ["spec.shadow.engineKeySecret.key: Required value"],
+    ),
+    "an engine's key by a path": (
+        {"shadow": {"engineKeySecret": {"name": "engines", "key": "../key"}}},
+        ["spec.shadow.engineKeySecret.key: Invalid value"],
+    ),
     "too many custom signals": (
         {"analysis": {"custom": [{**CUSTOM, "name": f"own{i}"} for i in range(9)]}},
         ["spec.analysis.custom: Too many: 9: must have at most 8 items"],
@@ -257,6 +265,7 @@ def test_the_smallest_example_gets_every_default(kubectl: Kubectl, namespace: st
             "maxAnswerTokens": 256,
             "driftPercent": 5,
             "answersPercent": 2,
+            "saturationProbe": True,
             "patterns": [],
             "log": {"maxSizeMi": 4096, "retention": "720h"},
         },
