@@ -48,6 +48,7 @@ def _responses_to_chat(body: object) -> Body:
         messages = [{"role": "system", "content": asked["instructions"]}, *messages]
     chat["messages"] = [_message_of_item(item) for item in messages]
     chat["max_completion_tokens"] = asked.get("max_output_tokens")
+    chat["return_token_ids"] = asked.get("enable_response_messages")
     chat["tools"] = [{"type": "function", "function": tool} for tool in asked.get("tools") or ()]
     choice = asked.get("tool_choice")
     chat["tool_choice"] = {"function": choice} if isinstance(choice, dict) else choice
@@ -97,12 +98,25 @@ def _told_as_response(call: Call) -> Body:
         "status": status,
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "output": [item],
+        "input_messages": _raw(call, call.prompt_ids, ""),
+        "output_messages": _raw(
+            call,
+            call.answer.ids(0, call.sequence.generated),
+            call.answer.text(0, call.sequence.generated),
+        ),
         "usage": {
             "input_tokens": call.sequence.prompt_tokens,
             "output_tokens": call.sequence.generated,
             "total_tokens": call.sequence.total,
         },
     }
+
+
+def _raw(call: Call, ids: list[int], text: str) -> list[Body] | None:
+    """Return a message with its tokens, as those get who ask for the raw messages."""
+    if not call.return_ids:
+        return None
+    return [{"type": "raw_message_tokens", "message": text, "tokens": ids}]
 
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}

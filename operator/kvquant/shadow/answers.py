@@ -142,8 +142,18 @@ def _response(body: Mapping[str, Any]) -> Answer:
         calls=tuple(calls),
         finish=cause or _text(body.get("status")),
         refused=refused or cause == "content_filter",
+        prompt_ids=_raw_ids(body.get("input_messages")),
+        answer_ids=_raw_ids(body.get("output_messages")),
         **_common(body, "input_tokens", "output_tokens"),
     )
+
+
+def _raw_ids(messages: object) -> tuple[int, ...]:
+    """Return the token ids of raw messages; of several, or parsed ones, the whole is not known."""
+    if not isinstance(messages, list) or len(messages) != 1:
+        return ()
+    (only,) = messages
+    return _ids(only.get("tokens")) if isinstance(only, Mapping) else ()
 
 
 def _message(body: Mapping[str, Any]) -> Answer:

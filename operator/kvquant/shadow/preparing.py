@@ -130,7 +130,8 @@ def replayed(path: str, body: Mapping[str, Any], most_tokens: int) -> dict[str, 
         # The ids make the first token that differs visible, and the answer scorable.
         asked |= {"n": 1, "return_token_ids": True}
     if path == RESPONSES:
-        asked["store"] = False
+        # The raw messages are how this endpoint tells token ids.
+        asked |= {"store": False, "enable_response_messages": True}
     return asked
 
 

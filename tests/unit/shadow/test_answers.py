@@ -88,6 +88,42 @@ def test_a_response() -> None:
     assert answer.cut
 
 
+def raw(*tokens: int) -> dict[str, Any]:
+    """A message as vLLM gives it to those who ask for the raw ones."""
+    return {"message": "Hm", "tokens": list(tokens), "type": "raw_message_tokens"}
+
+
+def test_a_response_with_its_raw_messages_has_token_ids() -> None:
+    body = {"output": [], "input_messages": [raw(1, 2)], "output_messages": [raw(3)]}
+    answer = read(RESPONSES, body)
+    assert (answer.prompt_ids, answer.answer_ids) == ((1, 2), (3,))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        None,
+        [],
+        [raw(1), raw(2)],  # rounds of tools between them: they are not one prompt and its answer
+        [{"author": {"role": "user"}, "content": [{"text": "Hm"}]}],  # as parsed for Harmony
+        ["x"],
+        [raw() | {"tokens": ["1"]}],
+    ],
+)
+def test_messages_that_do_not_tell_all_ids_tell_none(messages: object) -> None:
+    body = {"output": [], "input_messages": messages, "output_messages": messages}
+    answer = read(RESPONSES, body)
+    assert (answer.prompt_ids, answer.answer_ids) == ((), ())
+
+
+def test_a_message_that_was_cut_or_declined() -> None:
+    content = [{"type": "text", "text": "Blue"}, {"type": "redacted_thinking", "data": "x"}]
+    cut = read(MESSAGES, {"content": content, "stop_reason": "max_tokens"})
+    assert (cut.text, cut.cut, cut.refused) == ("Blue", True, False)
+    declined = read(MESSAGES, {"content": [], "stop_reason": "refusal"})
+    assert (declined.cut, declined.refused) == (False, True)
+
+
 def test_a_message() -> None:
     content = [
         {"type": "thinking", "thinking": "Hm."},

@@ -60,6 +60,7 @@ def test_a_replay_is_greedy_short_and_whole(path: str) -> None:
     assert asked.get("seed") == (None if path == MESSAGES else SEED)
     assert asked.get("n") == (1 if path in (COMPLETIONS, CHAT) else None)
     assert asked.get("return_token_ids") == (True if path in (COMPLETIONS, CHAT) else None)
+    assert asked.get("enable_response_messages") == (True if path == RESPONSES else None)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_any_json_is_prepared_or_dropped(path: str, body: dict[str, Any]) -> Non
         return
     assert set(asked) - FIELDS[path] <= {
         *("stream", "temperature", "top_p", "seed", "n", "return_token_ids", "store"),
-        *("max_tokens", "max_output_tokens"),
+        *("max_tokens", "max_output_tokens", "enable_response_messages"),
     }
     assert json.dumps(body) == before
 
