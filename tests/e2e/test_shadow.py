@@ -14,7 +14,7 @@ import pytest
 
 from kvdemo import traces
 from kvquant.api.v1alpha1 import Phase, Verdict
-from kvquant.core.shadow_settings import CITATIONS
+from kvquant.core.shadow_settings import CITATIONS, SATURATED
 from tests.e2e.stage import ROUTER, SHADOWED, Stage, cause_of, failures, processes
 from tests.waiting import wait_until
 
@@ -67,10 +67,31 @@ def test_a_canary_that_loses_citations_of_long_prompts_never_meets_a_user(stage:
         assert not any(o.from_canary for o in load.outcomes)
 
 
+def test_the_canary_is_filled_before_it_has_users_and_answers_right(stage: Stage) -> None:
+    stage.serve(replicas=2)
+    stage.roll_out(
+        "fp8",
+        "fp8",
+        shadow={**SHADOWED, "saturationProbe": True, "minPairs": 100_000},
+    )
+    load = stage.send()
+
+    def probed() -> Any:
+        shadow = stage.status("fp8").shadow
+        signals = () if shadow is None or not shadow.pairs else shadow.signals
+        return next((one for one in signals if one.name == SATURATED and one.requests), None)
+
+    found = wait_until(probed, 180, "the canary should be filled, and pairs compared after it")
+    assert found.canary == "+0.0 per 100"
+    load.stop()
+    assert not failures(load)
+    assert not any(o.from_canary for o in load.outcomes)
+
+
 @pytest.mark.full
 def test_live_traffic_feels_nothing_of_a_shadow_that_dies_hangs_or_drowns(stage: Stage) -> None:
     stage.serve(replicas=2)
-    stage.roll_out("fp8", "fp8", shadow={"percent": 50, "minPairs": 100_000})
+    stage.roll_out("fp8", "fp8", shadow={**SHADOWED, "minPairs": 100_000})
     load = stage.send()
 
     def pairs() -> int:
@@ -100,7 +121,7 @@ def test_live_traffic_feels_nothing_of_a_shadow_that_dies_hangs_or_drowns(stage:
 
 def test_long_bodies_are_copied_whole_and_counted(stage: Stage) -> None:
     stage.serve(model_tokens=400_000, memory_bytes=64 * 2**30, time_scale=40)
-    stage.roll_out("fp8", "fp8", shadow={"percent": 50, "minPairs": 100_000})
+    stage.roll_out("fp8", "fp8", shadow={**SHADOWED, "minPairs": 100_000})
     load = stage.send(rate=2)
     # About five bytes a word, and four to a token of the simulated engine: 1.1 MiB and more.
     long = stage.send(rate=0.5, prompt_words=(240_000, 260_000), max_tokens=(1, 4))

@@ -22,8 +22,9 @@ KINDS = (STRICT,) * 3 + (PLAIN, NEEDLE)
 """Of five prompts, three ask for JSON by a schema: where corruption has been seen first."""
 
 ANSWER_TOKENS = 192
-FILLER_TOKENS = 512
-"""Length of a filler's answer: long enough to hold its place until the burst is over."""
+FILLER_TOKENS = 128
+"""Length of a filler's answer. Another one follows at once, so that the pool stays full; a longer
+one would let the prompts wait behind it until their time is over."""
 MOST_WORDS = 2048
 """Words of a long text, each one to two tokens."""
 

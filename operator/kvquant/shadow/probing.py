@@ -33,9 +33,9 @@ PROMPTS = 40
 AT_A_TIME = 4
 """Prompts that are under way while calm: too few to fill anything."""
 PATH_SECONDS = 5.0
-CALM_SECONDS = 20.0
-FILL_SECONDS = 15.0
-FULL_SECONDS = 20.0
+CALM_SECONDS = 15.0
+FILL_SECONDS = 10.0
+FULL_SECONDS = 30.0
 """Longest times of a round's parts; together they bound how long replays wait for it."""
 FIRST_FILLERS, MOST_FILLERS = 16, 512
 FULL_USAGE = 0.9

@@ -189,3 +189,16 @@ def test_a_needle_is_right_when_its_code_is_told_and_stands_in_a_prompt_that_fit
     assert len(needle.text.split()) < 150
     assert needle.right(Answer(f"It is {needle.code}."))
     assert not needle.right(Answer("It is 000."))
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "int8_per_token_head"])
+async def test_the_pool_of_the_demo_is_filled_well_within_a_minute(dtype: str) -> None:
+    """With the demo's slow int8, too, every prompt is answered in time."""
+    faults = "int8_per_token_head:decode_slowdown=3"
+    began = time.monotonic()
+    async with running("--kv-cache-dtype", dtype, faults=faults, scale=4) as canary:
+        found = await probed(canary.port)
+    assert not found.why_not
+    assert total(found, SATURATED)[0] >= STRICT_PROMPTS - 2
+    assert total(found, SATURATED_ANSWERED) == (probing.PROMPTS, 0)
+    assert time.monotonic() - began < 45
