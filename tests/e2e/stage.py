@@ -34,7 +34,10 @@ ROUTER = "llama-router"
 OPERATOR = {"app.kubernetes.io/name": "kvquant-operator"}
 SHADOWED: dict[str, Any] = {
     # What the saturation probe does has a test of its own.
-    "percent": 50, "minPairs": 40, "soak": "5s", "saturationProbe": False,
+    "percent": 50,
+    "minPairs": 40,
+    "soak": "5s",
+    "saturationProbe": False,
 }
 """Requests are shadowed for seconds instead of minutes."""
 QUICK: dict[str, Any] = {
