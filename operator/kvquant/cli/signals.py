@@ -38,6 +38,8 @@ NAMES = {
     "citations": "citations",
     "refusals": "refusals",
     "endings": "cut off",
+    "saturated": "full: wrong",
+    "saturatedAnswered": "full: lost",
     # As an older operator names them.
     "oomRetries": "OOM retries",
     "p99": "beyond p99",
