@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format unit apiserver e2e e2e-full e2e-vllm
-.PHONY: bench-idle bench-kill bench-chaos bench-router bench-ticks bench-analysis bench-decisions bench-pii crds lock up down status
+.PHONY: bench-idle bench-kill bench-chaos bench-router bench-shadow bench-ticks bench-analysis bench-decisions bench-pii crds lock up down status
 
 help: ## Show this menu
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench-chaos: setup ## Random kills of operator, router, Prometheus and API serve
 
 bench-router: setup ## What the router adds to a request, on loopback
 	@$(PY) -m bench.router
+
+bench-shadow: setup ## Live p50 and p99 with the shadow at work, dead, hung or flooded (ROUNDS=8 SECONDS=8)
+	@PYTHONPATH=$(PYTHONPATH):images/engine-sim $(PY) -m bench.shadow --rounds $(or $(ROUNDS),8) --seconds $(or $(SECONDS),8)
 
 bench-ticks: setup ## What one tick of up to 1,000 rollouts costs: queries, bytes, seconds, memory
 	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench.ticks

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -37,6 +37,7 @@ EVENTS, GAP = 5, 0.004
 PUNCTUAL = 5.0
 """Milliseconds: when more than one request in a hundred is sent later than that, this machine had
 other things to do, and the figures are about those."""
+HALVES = {"blue": 50, "green": 50}
 BODY = {"model": "llama-3-8b", "prompt": "tell me about caches " * 60, "max_tokens": 16}
 ANSWER = {"object": "text_completion", "choices": [{"index": 0, "text": "a cache holds " * 30}]}
 
@@ -87,25 +88,35 @@ def serve(port: int) -> None:
     web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None)
 
 
-async def drive(session: aiohttp.ClientSession, url: str, rate: float, seconds: float) -> Times:
+async def drive(
+    session: aiohttp.ClientSession,
+    url: str,
+    rate: float,
+    seconds: float,
+    *,
+    body: Mapping[str, object] = BODY,
+    seed: int = 1,
+) -> Times:
     """Send requests at random times (a Poisson process), whether or not answers come back."""
-    times, chance = Times(), random.Random(1)
+    times, chance = Times(), random.Random(seed)
     tasks: set[asyncio.Task[None]] = set()
     begun = due = time.perf_counter()
     while (due := due + chance.expovariate(rate)) < begun + seconds:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         times.late.append(time.perf_counter() - due)
-        task = asyncio.create_task(_send(session, url, times))
+        task = asyncio.create_task(_send(session, url, body, times))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)
     return times
 
 
-async def _send(session: aiohttp.ClientSession, url: str, times: Times) -> None:
+async def _send(
+    session: aiohttp.ClientSession, url: str, body: Mapping[str, object], times: Times
+) -> None:
     sent = time.perf_counter()
     try:
-        async with session.post(url, json=BODY) as response:
+        async with session.post(url, json=body) as response:
             await response.content.readany()
             first = time.perf_counter() - sent
             await response.read()
@@ -129,14 +140,22 @@ def _server(port: int) -> Iterator[None]:
 
 
 @contextmanager
-def _router(folder: Path, upstream: int) -> Iterator[Envoy]:
-    """One Envoy with the product's own bootstrap and a weights service, half of each slot."""
+def router(
+    folder: Path, slots: Mapping[str, int], weights: Mapping[str, int], shadow: int = 9
+) -> Iterator[tuple[Envoy, XdsServer]]:
+    """One Envoy with the product's own bootstrap, and its weights service.
+
+    Args:
+        folder: Where it may write.
+        slots: Port of each slot's server on loopback.
+        weights: Per cents by slot.
+        shadow: Port to which copies go, as long as the weights service asks for any.
+    """
     token = TokenFolder(folder / "secrets")
     token.write("token")
     secret = folder / "token-secret.json"
     secret.write_text(json.dumps(token_secret(str(token.file))))
     identity = make_identity(["localhost"])
-    weights = {"blue": 50, "green": 50}
     service = XdsServer(
         identity=identity, authenticate=lambda _: ROUTER, port=free_port(), host="127.0.0.1"
     )
@@ -144,8 +163,8 @@ def _router(folder: Path, upstream: int) -> Iterator[Envoy]:
     service.set_weights(ROUTER, weights)
     envoy = Envoy(
         Bootstrap(
-            shadow=Upstream("127.0.0.1", 9),
-            slots={slot: Upstream("127.0.0.1", upstream) for slot in weights},
+            shadow=Upstream("127.0.0.1", shadow),
+            slots={slot: Upstream("127.0.0.1", port) for slot, port in slots.items()},
             weights=weights,
             port=free_port(),
             admin_port=free_port(),
@@ -158,7 +177,7 @@ def _router(folder: Path, upstream: int) -> Iterator[Envoy]:
     )
     envoy.start()
     try:
-        yield envoy
+        yield envoy, service
     finally:
         envoy.stop()
         service.stop()
@@ -170,7 +189,7 @@ async def _measure(rates: tuple[float, ...], seconds: float, rounds: int) -> lis
     with (
         tempfile.TemporaryDirectory() as folder,
         _server(upstream),
-        _router(Path(folder), upstream) as envoy,
+        router(Path(folder), dict.fromkeys(HALVES, upstream), HALVES) as (envoy, _),
     ):
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             envoy.session = session
