@@ -14,9 +14,10 @@ import random
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import click
@@ -107,10 +108,10 @@ async def flooded(scene: Stage, percent: int, seen: Seen) -> AsyncIterator[None]
         await scene.copy(percent)
         with scene.flood():
             await eventually(lambda: _refused(scene), 30, "the queue should be full")
-            counts = {
-                "copies received": lambda: scene.told(RECEIVED),
-                "without room": lambda: _refused(scene),
-                "replays by the baseline": lambda: _replayed(scene),
+            counts: dict[str, Callable[[], Awaitable[float]]] = {
+                "copies received": partial(scene.told, RECEIVED),
+                "without room": partial(_refused, scene),
+                "replays by the baseline": partial(_replayed, scene),
             }
             before = {name: await count() for name, count in counts.items()}
             yield

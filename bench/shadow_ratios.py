@@ -58,9 +58,11 @@ def ratio(
         seed: Of the draws.
 
     Raises:
-        ValueError: The rounds do not pair, or one has no request that was answered.
+        ValueError: There are not two rounds of both, or one has no request that was answered.
     """
-    if not rounds or len(rounds) != len(against):
+    if len(rounds) < 2:
+        raise ValueError("an interval needs at least two rounds")
+    if len(rounds) != len(against):
         raise ValueError(f"{len(rounds)} rounds against {len(against)}: they must pair")
     if not all(rounds) or not all(against):
         raise ValueError("a round has no answered request: give it more seconds or a higher rate")

@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -165,7 +166,7 @@ async def stage(folder: Path) -> AsyncIterator[Stage]:
         await envoy.ready()
         made = Stage(folder, envoy, weights, session, ports, shadow_port, metrics_port)
         for url in (envoy.url, *(f"http://127.0.0.1:{port}" for port in ports.values())):
-            await eventually(lambda url=url: _answers(session, url), 30, f"{url} should answer")
+            await eventually(partial(_answers, session, url), 30, f"{url} should answer")
         await made.copy(0)
         yield made
 
