@@ -62,8 +62,8 @@ bench-chaos: setup ## Random kills of operator, router, Prometheus and API serve
 bench-router: setup ## What the router adds to a request, on loopback
 	@$(PY) -m bench.router
 
-bench-shadow: setup ## Live p50 and p99 with the shadow at work, dead, hung or flooded (ROUNDS=8 SECONDS=8)
-	@PYTHONPATH=$(PYTHONPATH):images/engine-sim $(PY) -m bench.shadow --rounds $(or $(ROUNDS),8) --seconds $(or $(SECONDS),8)
+bench-shadow: setup ## Live p50 and p99 with the shadow at work, dead, hung or flooded (ROUNDS=7 SECONDS=7 RATE=20)
+	@PYTHONPATH=$(PYTHONPATH):images/engine-sim $(PY) -m bench.shadow --rounds $(or $(ROUNDS),7) --seconds $(or $(SECONDS),7) --rate $(or $(RATE),20)
 
 bench-ticks: setup ## What one tick of up to 1,000 rollouts costs: queries, bytes, seconds, memory
 	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench.ticks

@@ -235,20 +235,20 @@ def tell(measured: dict[str, Measured], percent: int, seed: int) -> tuple[str, b
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", default=8, show_default=True, type=click.IntRange(2, 100))
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(2, 100))
 @click.option(
     *("--seconds", "seconds"),
-    default=8.0,
+    default=7.0,
     show_default=True,
     type=click.FloatRange(1, 60),
     help="Of each condition in each round.",
 )
 @click.option(
     *("--rate", "rate"),
-    default=40.0,
+    default=20.0,
     show_default=True,
     type=click.FloatRange(1, 200),
-    help="Live requests per second.",
+    help="Live requests per second. The simulated engine is near its end at 40.",
 )
 @click.option("--percent", default=10, show_default=True, type=click.IntRange(1, 50))
 @click.option("--seed", default=1000, show_default=True)
