@@ -59,6 +59,7 @@ def objects(
         attempt=status.attempt,
         baseline=_arm(router, baseline, ports[0], _image(world.target)),
         canary=_arm(router, canary, ports[1], _image(world.canary), mark),
+        percent=spec.percent,
         max_answer_tokens=spec.max_answer_tokens,
         noise_percent=spec.noise_percent,
         saturation_probe=spec.saturation_probe,

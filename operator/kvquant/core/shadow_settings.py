@@ -146,6 +146,8 @@ class ShadowSettings(_Frozen):
     attempt: int
     baseline: ArmSettings
     canary: ArmSettings
+    percent: float = 0.0
+    """Share of the clients' requests of which there may be pairs; 0: no such limit."""
     max_answer_tokens: int = 256
     """Longest answer that is asked for."""
     max_body_bytes: int = 32 * KIB * KIB

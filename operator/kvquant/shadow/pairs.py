@@ -22,6 +22,7 @@ from kvquant.shadow.prepared import Prepared, prepare, sanitized
 from kvquant.shadow.queue import Job
 from kvquant.shadow.record import Told
 from kvquant.shadow.replaying import Replayer, Reply
+from kvquant.shadow.share import Share
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Comparer:
         sanitizer: Sanitizer,
         log: Log,
         metrics: Metrics,
+        share: Share,
         threads: Executor,
         clock: Callable[[], float],
         now: Callable[[], datetime],
@@ -66,7 +68,7 @@ class Comparer:
         self._settings, self._run = settings, run
         self._baseline, self._canary = baseline, canary
         self._replayer, self._sanitizer, self._log = replayer, sanitizer, log
-        self._metrics, self._threads = metrics, threads
+        self._metrics, self._share, self._threads = metrics, share, threads
         self._clock, self._now = clock, now
         self._drift = Drift(metrics.unscored)
 
@@ -123,6 +125,7 @@ class Comparer:
             tokens = what.answer.prompt_tokens + what.answer.answer_tokens
             arm.allowance.spend(tokens - guess)
             self._metrics.answered(arm.name, reply.seconds, tokens)
+            self._share.own += arm is self._baseline
         return what
 
     async def _scored(
@@ -166,6 +169,7 @@ class Comparer:
         reply = await self._replayer.ask(arm.pods, scoring.PATH, question, job.deadline, pod=pod)
         if not reply.failure:
             self._metrics.spent(arm.name, tokens)
+            self._share.own += arm is self._baseline
         return reply
 
     async def _kept(

@@ -27,6 +27,7 @@ from kvquant.shadow.probing import PROMPTS, Prober, Round
 from kvquant.shadow.queue import WaitingJobs
 from kvquant.shadow.receiving import Receiver
 from kvquant.shadow.replaying import Replayer
+from kvquant.shadow.share import Share
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class Service:
         self._receiver = Receiver(settings, self._queue, self.metrics, clock)
         self._baseline = self._arm(BASELINE_ARM, Pods(settings.baseline, resolve))
         self._canary = self._arm(CANARY_ARM, Pods(settings.canary, resolve))
+        self._share = Share(settings.percent)
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -126,6 +128,7 @@ class Service:
                 sanitizer=self._sanitizer,
                 log=self._log,
                 metrics=self.metrics,
+                share=self._share,
                 threads=threads,
                 clock=self._clock,
                 now=lambda: datetime.now(UTC),
@@ -173,6 +176,8 @@ class Service:
     async def _work(self, comparer: Comparer) -> None:
         while True:
             job = await self._queue.take()
+            self._share.begin()
+            self._decide()
             self._working(1)
             try:
                 await comparer.compare(job)
@@ -242,8 +247,10 @@ class Service:
     async def _measure(self, client: aiohttp.ClientSession) -> None:
         if not self._baseline.pods.urls:
             await self._look()
-        scrapes = (throttle.scrape(client, url) for url in self._baseline.pods.urls)
-        self._loads = await asyncio.gather(*scrapes)
+        urls = self._baseline.pods.urls
+        self._loads = await asyncio.gather(*(throttle.scrape(client, url) for url in urls))
+        loads = zip(urls, self._loads, strict=True)
+        self._share.look({url: load.finished if load else None for url, load in loads})
         self._decide()
 
     async def _expire(self) -> None:
@@ -257,6 +264,8 @@ class Service:
         )
         if not self._canary.pods.urls:
             held = "no canary pod"
+        if held is None and self._share.used_up:
+            held = "share of the requests"
         if self._probing:
             held = "the saturation probe"
         if held != self._held:

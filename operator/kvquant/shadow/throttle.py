@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ SCRAPE_SECONDS = 2.0
 SCRAPE_WITHIN = 2.0
 LONGEST_ANSWER = 16 * 2**20
 _SAMPLE = re.compile(
-    r"^vllm:(kv_cache_usage_perc|num_requests_waiting)(?:\{[^}\n]*\})?[ \t]+(\S+)", re.MULTILINE
+    r"^vllm:(kv_cache_usage_perc|num_requests_waiting|request_success_total)"
+    r"(?:\{[^}\n]*\})?[ \t]+(\S+)",
+    re.MULTILINE,
 )
 
 
@@ -25,10 +28,12 @@ class Load:
     Attributes:
         kv_usage: Share of its KV cache that is in use.
         waiting: Requests that wait in it.
+        finished: Requests that it has finished since its process started; None: it does not tell.
     """
 
     kv_usage: float
     waiting: float
+    finished: float | None = None
 
 
 def read(exposition: str) -> Load | None:
@@ -37,17 +42,18 @@ def read(exposition: str) -> Load | None:
     An engine in parts (data parallel) has a series for each: the fullest cache counts, and all
     that wait.
     """
-    usage: list[float] = []
-    waiting: list[float] = []
+    found: dict[str, list[float]] = defaultdict(list)
     for name, value in _SAMPLE.findall(exposition):
         try:
             number = float(value)
         except ValueError:
             return None
-        (usage if name == "kv_cache_usage_perc" else waiting).append(number)
+        found[name].append(number)
+    usage, waiting = found["kv_cache_usage_perc"], found["num_requests_waiting"]
     if not usage or not waiting:
         return None
-    load = Load(max(usage), sum(waiting))
+    finished = sum(found["request_success_total"]) if found["request_success_total"] else None
+    load = Load(max(usage), sum(waiting), finished)
     return load if math.isfinite(load.kv_usage) and math.isfinite(load.waiting) else None
 
 

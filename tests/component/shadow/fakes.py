@@ -40,6 +40,7 @@ class Engine:
     text: str = "The sky is blue."
     kv_usage: float = 0.1
     waiting: float = 0
+    finished: float = 0
     in_work: float = 0
     port: int = 0
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -62,10 +63,12 @@ class Engine:
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Tell the load, as vLLM does."""
+        finished = self.finished + len(self.asked)
         text = (
             f'vllm:kv_cache_usage_perc{{engine="0",model_name="m"}} {self.kv_usage}\n'
             f'vllm:num_requests_running{{engine="0",model_name="m"}} {self.in_work}\n'
             f'vllm:num_requests_waiting{{engine="0",model_name="m"}} {self.waiting}\n'
+            f'vllm:request_success_total{{engine="0",finished_reason="stop"}} {finished}\n'
         )
         return web.Response(text=text, status=self.metrics_status)
 

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from kvquant.shadow import receiving
 from kvquant.shadow.pii import Cleaned
+from kvquant.shadow.share import BURST, SLACK
 from tests.component.shadow.fakes import Engine, Running, completion, hang, running
 
 PROMPT = {"model": "m", "prompt": "Hello", "max_tokens": 20}
@@ -241,3 +242,17 @@ async def test_a_mistake_of_ours_costs_one_pair_and_tells_no_text(caplog: Any) -
         del shadow.log.write
         await shadow.mirror(PROMPT)
         await shadow.scored(2)
+
+
+async def test_who_floods_it_gets_no_more_than_the_share_of_the_clients(monkeypatch: Any) -> None:
+    monkeypatch.setattr("kvquant.shadow.throttle.SCRAPE_SECONDS", 0.05)
+    baseline = Engine()
+    async with running(baseline, percent=10, queue_requests=1000) as shadow:
+        for _ in range(100):
+            await shadow.mirror(PROMPT)
+        # What may begin after a quiet time, and then nothing while clients ask nothing.
+        await shadow.scored(int(BURST))
+        await shadow.reaches(1, "kvquant_shadow_throttled")
+        baseline.finished = 80
+        await shadow.scored(int(BURST + 80 * 0.1 * SLACK))
+        await shadow.reaches(1, "kvquant_shadow_throttled")
