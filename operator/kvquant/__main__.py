@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import kopf
@@ -35,9 +36,10 @@ from kvquant.handlers import register
 from kvquant.ports import AlertQueries
 from kvquant.reconciler import Reconciler, Ref
 from kvquant.router.auth import Authenticator
+from kvquant.router.pki import ServerIdentity
 from kvquant.router.xds import XdsServer
 from kvquant.waking import Waker
-from kvquant.weights_identity import load_or_make
+from kvquant.weights_identity import Renewer, load_or_make
 
 logger = logging.getLogger("kvquant")
 
@@ -61,7 +63,8 @@ def main() -> int:
         sys.stderr.write(f"kvquant: {error}\n")
         return 2
     cluster = WatchedCluster(connection)
-    identity = load_or_make(cluster, config.namespace, config.xds_host)
+    load = partial(load_or_make, cluster, config.namespace, config.xds_host)
+    identity = load()
     traffic = XdsServer(
         identity=identity,
         authenticate=Authenticator(TokenReviewer(connection).review),
@@ -73,6 +76,12 @@ def main() -> int:
     metrics = _prometheus(config)
     alerts = AlertBoard(_now, polls=config.alerts_poll > 0)
     actor = Actor(cluster, traffic, config, identity.ca.decode())
+
+    def use(new: ServerIdentity) -> None:
+        traffic.show(new)
+        actor.xds_ca = new.ca.decode()
+
+    renewer = Renewer(identity, load, use, config.xds_host)
     loops = register(
         registry,
         Reconciler(
@@ -97,6 +106,7 @@ def main() -> int:
         for ear in _ears(config, alerts, metrics):
             ear.start()
             ears.append(ear)
+        renewer.start()
         kopf.run(
             registry=registry,
             # kopf would ask for the user's name, which a pod's numeric user does not have.
@@ -115,6 +125,7 @@ def main() -> int:
             ear.stop()
         if archivist is not None:
             archivist.stop()
+        renewer.stop()
         cluster.close()
         traffic.stop()
     return 0

@@ -37,6 +37,9 @@ class Actor:
 
     It remembers only what it applied last, to spare the API server; forgetting that costs a few
     calls and changes nothing.
+
+    Attributes:
+        xds_ca: Authority of the weights service that routers are to trust, PEM.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class Actor:
         self._cluster = cluster
         self._traffic = traffic
         self._config = config
-        self._xds_ca = xds_ca
+        self.xds_ca = xds_ca
         self._applied: dict[tuple[str, str, str], tuple[str, datetime]] = {}
 
     def act(self, world: World, now: datetime) -> None:
@@ -173,7 +176,7 @@ class Actor:
                 hash_header=settings.hash_header,
                 xds_host=self._config.xds_host,
                 xds_port=self._config.xds_port,
-                xds_ca=self._xds_ca,
+                xds_ca=self.xds_ca,
                 annotations={
                     names.ANNOTATION_HOLDER: identity(world.rollout),
                     names.ANNOTATION_SETTLED: "true" if status.settled else "false",

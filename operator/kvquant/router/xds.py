@@ -118,6 +118,10 @@ class XdsServer:
         thread.join(STOP_TIMEOUT)
         self._loop = None
 
+    def show(self, identity: ServerIdentity) -> None:
+        """Show another certificate to whoever connects from now on; open streams go on."""
+        self._identity = identity
+
     def set_weights(self, router: RouterKey, weights: Mapping[str, int], mirror: int = 0) -> None:
         """Send the split to every pod of the router; the same again sends nothing.
 
@@ -135,6 +139,10 @@ class XdsServer:
         """Stop driving the router; its pods keep their last weights."""
         self._board.remove(router)
 
+    def _certificate(self) -> grpc.ServerCertificateConfiguration:
+        identity = self._identity
+        return grpc.ssl_server_certificate_configuration([(identity.key, identity.certificate)])
+
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
@@ -149,8 +157,9 @@ class XdsServer:
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(
             _Discovery(self._board, self._authenticate), server
         )
-        credentials = grpc.ssl_server_credentials(
-            [(self._identity.key, self._identity.certificate)]
+        # Asked at each handshake, so that a certificate can be replaced while streams are open.
+        credentials = grpc.dynamic_ssl_server_credentials(
+            self._certificate(), self._certificate, require_client_authentication=False
         )
         self.port = server.add_secure_port(self._address, credentials)
         await server.start()
