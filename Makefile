@@ -3,9 +3,10 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 export PYTHONPATH := operator:local
 export PYTHONDONTWRITEBYTECODE := 1
+LOCKS := requirements.lock requirements-dev.lock images/shadow/requirements.lock images/evaluation/requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format unit apiserver e2e e2e-full e2e-vllm
+.PHONY: help setup demo test lint audit format unit apiserver e2e e2e-full e2e-vllm
 .PHONY: bench-idle bench-kill bench-chaos bench-router bench-shadow bench-ticks bench-analysis bench-decisions bench-pii crds lock up down status
 
 help: ## Show this menu
@@ -25,6 +26,11 @@ lint: setup ## ruff, mypy strict, import contracts, generated CRD up to date
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
 	$(PY) -m kvquant.api.crd --check
+
+audit: ## Look the locked dependencies up in PyPI's advisories; fails where those are not served
+	@python3 -m venv build/audit
+	@build/audit/bin/pip install --quiet pip-audit==2.10.1
+	build/audit/bin/pip-audit --strict --disable-pip --require-hashes $(LOCKS:%=-r %)
 
 format: setup ## Format the code and mend what ruff can mend
 	.venv/bin/ruff format .
