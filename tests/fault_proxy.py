@@ -17,6 +17,7 @@ from types import TracebackType
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 STARTS_WITHIN = 10.0
 
@@ -151,7 +152,7 @@ class FaultProxy:
         try:
             async with session.request(
                 request.method,
-                f"{self.upstream}{request.raw_path}",
+                URL(f"{self.upstream}{request.raw_path}", encoded=True),
                 headers=headers,
                 data=body or None,
                 allow_redirects=False,

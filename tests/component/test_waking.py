@@ -120,6 +120,25 @@ def test_a_hand_edit_is_undone_in_the_next_pass() -> None:
     assert woken == [ref] * 3
 
 
+def test_routers_are_told_of_a_new_authority_of_the_weights_service() -> None:
+    site = Site()
+    site.deploy()
+    actor = Actor(site.cluster, site.traffic, OperatorConfig(), "the old authority")
+    site.reconciler = Reconciler(site.cluster, site.metrics, site.traffic, lambda: site.now, actor)
+    ref = site.apply()
+    site.until(ref, lambda status: status.step == 1)
+    site.turn(ref)
+    before = existing(site, "Deployment", "llama-router")
+    actor.xds_ca = "the new authority"
+    site.turn(ref)
+    config = str(existing(site, "ConfigMap", "llama-router")["data"])
+    assert "the new authority" in config
+    assert "the old authority" not in config
+    # Envoy reads its configuration at its start alone.
+    assert existing(site, "Deployment", "llama-router")["spec"] != before["spec"]
+    assert site.lost == []
+
+
 def existing(site: Site, kind: str, name: str) -> Object:
     found = site.cluster.get(kind, NAMESPACE, name)
     assert found is not None
