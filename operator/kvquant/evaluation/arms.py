@@ -154,6 +154,7 @@ async def ask(
     *,
     avoid: str = "",
     pod: str = "",
+    tries: int = TRIES,
 ) -> Reply:
     """Ask an arm; again where the connection breaks, and nowhere else.
 
@@ -165,10 +166,11 @@ async def ask(
         deadline: When to stop waiting, on the loop's clock.
         avoid: A pod that should not be asked if there is another.
         pod: The pod to ask; empty: the one whose turn it is.
+        tries: Times that it is asked at most.
     """
     loop, pause = asyncio.get_running_loop(), PAUSE
     reply = await replayer.ask(arm.choice, path, sent, deadline, avoid=avoid, pod=pod)
-    for _ in range(TRIES - 1):
+    for _ in range(tries - 1):
         if reply.failure != RESET or loop.time() + pause >= deadline:
             break
         await asyncio.sleep(pause)

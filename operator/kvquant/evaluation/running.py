@@ -9,8 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kvquant.core.shadow_settings import CANARY_PAIR, NOISE_PAIR
 from kvquant.evaluation import questions
-from kvquant.evaluation.arms import REFRESH_SECONDS, Arm, ask
+from kvquant.evaluation.arms import REFRESH_SECONDS, TRIES, Arm, ask
 from kvquant.evaluation.examples import Example
 from kvquant.evaluation.kinds import texts
 from kvquant.evaluation.measures import ANSWERED, DRIFT, Harm, harms
@@ -28,6 +29,7 @@ from kvquant.evaluation.sparing import Spare
 from kvquant.shadow import scoring
 from kvquant.shadow.answers import Answer
 from kvquant.shadow.comparing import compare
+from kvquant.shadow.drifting import Ask, Drift
 from kvquant.shadow.judging import told
 from kvquant.shadow.record import Told
 from kvquant.shadow.replaying import Replayer, Reply
@@ -67,6 +69,7 @@ class Runner:
         self._replayer, self._pace = replayer, pace
         self._baseline, self._canary = baseline, canary
         self._spare = Spare(replayer, baseline)
+        self._drift = Drift()
 
     async def run(self, examples: list[Example], heard: Callable[[Result], None]) -> list[Result]:
         """Return what became of each example; never raises for what an engine does.
@@ -194,31 +197,38 @@ class Runner:
             UnscoredError: It cannot.
         """
         scored = scoring.question(question.body.get("model"), answer, self._pace.score_tokens)
-        asked = {
-            BASELINE: self._likelihood(self._baseline, scored, said[BASELINE], deadline),
-            CANARY: self._likelihood(self._canary, scored, said[CANARY], deadline),
-        }
+        pairs = {CANARY_PAIR: self._scoring(self._canary, said[CANARY], deadline, tries=1)}
         if noise:
-            asked[AGAIN] = self._likelihood(self._baseline, scored, said[AGAIN], deadline)
-        replies = dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
-        first, second = (_nll(replies[name], answer) for name in (BASELINE, CANARY))
-        found[DRIFT.name] = Harm(0.0, scoring.drift(first, second))
-        if AGAIN in replies:
-            noise[DRIFT.name] = Harm(0.0, scoring.drift(first, _nll(replies[AGAIN], answer)))
+            pairs[NOISE_PAIR] = self._scoring(self._baseline, said[AGAIN], deadline)
+        baseline = self._scoring(self._baseline, said[BASELINE], deadline)
+        scores = await self._drift.scores(scored, answer, pairs, baseline)
+        for pair, harms_of in ((CANARY_PAIR, found), (NOISE_PAIR, noise)):
+            if isinstance(score := scores.get(pair), UnscoredError):
+                raise score
+            if score is not None:
+                harms_of[DRIFT.name] = Harm(0.0, score)
 
-    async def _likelihood(
-        self, arm: Arm, scored: Mapping[str, Any], asked: Told, deadline: float
-    ) -> Reply:
-        model = arm.model_of(scored.get("model"))
-        body = dict(scored) if model is None else {**scored, "model": model}
-        sent = json.dumps(body).encode()
-        return await ask(self._replayer, arm, scoring.PATH, sent, deadline, pod=asked.reply.pod)
+    def _scoring(self, arm: Arm, before: Told, deadline: float, tries: int = TRIES) -> Ask:
+        """Return what asks the pod that has answered before how likely an answer is.
 
+        The canary is asked once only: a pod may end of the question, and another one after it.
+        """
 
-def _nll(reply: Reply, answer: Answer) -> float:
-    if reply.failure:
-        raise UnscoredError("refused" if reply.refused else "unanswered")
-    return scoring.negative_log_likelihood(reply.document, answer.answer_ids)
+        async def put(question: Mapping[str, Any]) -> Reply:
+            model = arm.model_of(question.get("model"))
+            body = dict(question) if model is None else {**question, "model": model}
+            sent = json.dumps(body).encode()
+            return await ask(
+                self._replayer,
+                arm,
+                scoring.PATH,
+                sent,
+                deadline,
+                pod=before.reply.pod,
+                tries=tries,
+            )
+
+        return put
 
 
 def _said(one: Told) -> Said:

@@ -13,90 +13,64 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from kvquant.core.shadow_settings import CANARY_PAIR, DRIFT, NOISE_PAIR
+from kvquant.core.shadow_settings import CANARY_PAIR
 from kvquant.shadow import scoring
 from kvquant.shadow.answers import Answer
-from kvquant.shadow.judging import Judged
 from kvquant.shadow.replaying import RESET, Reply
 from kvquant.shadow.scoring import UnscoredError
 
 logger = logging.getLogger(__name__)
 
 Question = Mapping[str, Any]
-Ask = Callable[[Question, int], Awaitable[Reply]]
-"""Puts a question of so many tokens to an arm."""
+Ask = Callable[[Question], Awaitable[Reply]]
+"""Puts a question to a pod."""
 UNSAFE, UNPROVEN = "unsafe", "unproven"
 
 
 class Drift:
-    """Adds the drift to pairs of answers."""
+    """Scores the baseline's answers under both arms, and remembers whether that can be asked."""
 
-    def __init__(self, unscored: Callable[[str, str], None]) -> None:
-        """Make one that knows nothing of the engines yet.
-
-        Args:
-            unscored: Counts a pair, by its name, that was not scored, and why.
-        """
-        self._unscored = unscored
+    def __init__(self) -> None:
+        """Begin without knowing anything of the engines."""
         self._proven, self._unsafe = False, False
         self._first = asyncio.Lock()
 
-    async def add(
-        self,
-        question: Callable[[], Question],
-        answer: Answer,
-        pairs: Mapping[str, Judged],
-        askings: Mapping[str, Ask],
-        baseline: Ask,
-    ) -> None:
-        """Score the baseline's answer under the arms of the pairs.
+    async def scores(
+        self, question: Question, answer: Answer, pairs: Mapping[str, Ask], baseline: Ask
+    ) -> dict[str, float | UnscoredError]:
+        """Return the drift of each pair, or why it is not known.
 
         Args:
-            question: Returns what is asked; it raises `UnscoredError` where nothing can be.
+            question: What `scoring.question` makes of the answer.
             answer: The baseline's answer.
-            pairs: The pairs that want a score, by name.
-            askings: For each of them, how to ask its second arm.
-            baseline: How to ask the first.
+            pairs: How to ask the second arm of each pair, by the pair's name.
+            baseline: How to ask the first, which is the same for all.
         """
         try:
-            asked = question()
-            tokens = len(asked["prompt"]) + 1
-            replies = await self._replies(asked, tokens, pairs, askings, baseline)
+            replies = await self._replies(question, pairs, baseline)
+            first = _likelihood(replies[""], answer.answer_ids)
         except UnscoredError as error:
-            for pair in pairs:
-                self._unscored(pair, error.reason)
-            return
-        for pair, judged in pairs.items():
+            return dict.fromkeys(pairs, error)
+        found: dict[str, float | UnscoredError] = {}
+        for pair in pairs:
             try:
-                first, second = (
-                    _likelihood(reply, answer.answer_ids) for reply in (replies[""], replies[pair])
-                )
+                found[pair] = scoring.drift(first, _likelihood(replies[pair], answer.answer_ids))
             except UnscoredError as error:
-                self._unscored(pair, error.reason)
-            else:
-                judged.signals[DRIFT] = scoring.drift(first, second)
+                found[pair] = error
+        return found
 
     async def _replies(
-        self,
-        question: Question,
-        tokens: int,
-        pairs: Mapping[str, Judged],
-        askings: Mapping[str, Ask],
-        baseline: Ask,
+        self, question: Question, pairs: Mapping[str, Ask], baseline: Ask
     ) -> dict[str, Reply]:
         """Return what the arms said, by pair; the baseline's first answer has no name."""
+        rest = {"": baseline, **pairs}
         replies: dict[str, Reply] = {}
-        if CANARY_PAIR in pairs:
-            reply = await self._canary(lambda: askings[CANARY_PAIR](question, tokens))
-            if reply.failure:
-                raise UnscoredError("refused" if reply.refused else "unanswered")
-            replies[CANARY_PAIR] = reply
+        if (canary := rest.pop(CANARY_PAIR, None)) is not None:
+            replies[CANARY_PAIR] = await self._canary(lambda: canary(question))
+            _sound(replies[CANARY_PAIR])
         elif not self._proven:
             raise UnscoredError(UNPROVEN)
-        rest: dict[str, Ask] = {"": baseline}
-        if NOISE_PAIR in pairs:
-            rest[NOISE_PAIR] = askings[NOISE_PAIR]
-        said = await asyncio.gather(*(ask(question, tokens) for ask in rest.values()))
+        said = await asyncio.gather(*(ask(question) for ask in rest.values()))
         return replies | dict(zip(rest, said, strict=True))
 
     async def _canary(self, ask: Callable[[], Awaitable[Reply]]) -> Reply:
@@ -118,7 +92,11 @@ class Drift:
             return reply
 
 
-def _likelihood(reply: Reply, ids: tuple[int, ...]) -> float:
+def _sound(reply: Reply) -> None:
     if reply.failure:
         raise UnscoredError("refused" if reply.refused else "unanswered")
+
+
+def _likelihood(reply: Reply, ids: tuple[int, ...]) -> float:
+    _sound(reply)
     return scoring.negative_log_likelihood(reply.document, ids)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
-from kvquant.core.shadow_settings import CANARY_PAIR, NOISE_PAIR, ShadowSettings
+from kvquant.core.shadow_settings import CANARY_PAIR, DRIFT, NOISE_PAIR, ShadowSettings
 from kvquant.shadow import record, scoring
 from kvquant.shadow.allowance import BYTES_PER_TOKEN, Allowance
 from kvquant.shadow.drifting import Ask, Drift, Question
@@ -22,6 +22,7 @@ from kvquant.shadow.prepared import Prepared, prepare, sanitized
 from kvquant.shadow.queue import Job
 from kvquant.shadow.record import Told
 from kvquant.shadow.replaying import Replayer, Reply
+from kvquant.shadow.scoring import UnscoredError
 from kvquant.shadow.share import Share
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Comparer:
         self._replayer, self._sanitizer, self._log = replayer, sanitizer, log
         self._metrics, self._share, self._threads = metrics, share, threads
         self._clock, self._now = clock, now
-        self._drift = Drift(metrics.unscored)
+        self._drift = Drift()
 
     async def compare(self, job: Job) -> None:
         """Do everything with a job; never raises for what is in it."""
@@ -140,37 +141,43 @@ class Comparer:
         wanted = {pair: judged for pair, judged in pairs.items() if judged.comparison is not None}
         if baseline.answer is None or not wanted:
             return
-        answer = baseline.answer
+        second = {CANARY_PAIR: (self._canary, CANARY_ARM), NOISE_PAIR: (self._baseline, AGAIN)}
+        askings = {
+            pair: self._asking(arm, job, arms[name])
+            for pair, (arm, name) in second.items()
+            if pair in wanted
+        }
+        scores: Mapping[str, float | UnscoredError]
+        try:
+            question = scoring.question(
+                prepared.body.get("model"), baseline.answer, self._settings.score_prompt_tokens
+            )
+        except UnscoredError as error:
+            scores = dict.fromkeys(wanted, error)
+        else:
+            first = self._asking(self._baseline, job, baseline)
+            scores = await self._drift.scores(question, baseline.answer, askings, first)
+        for pair, score in scores.items():
+            if isinstance(score, UnscoredError):
+                self._metrics.unscored(pair, score.reason)
+            else:
+                wanted[pair].signals[DRIFT] = score
 
-        def asking(arm: Arm, pod: str) -> Ask:
-            return lambda question, tokens: self._question(arm, job, question, tokens, pod=pod)
+    def _asking(self, arm: Arm, job: Job, before: Told) -> Ask:
+        """Return what asks the pod that has answered before how likely an answer is."""
 
-        await self._drift.add(
-            lambda: scoring.question(
-                prepared.body.get("model"), answer, self._settings.score_prompt_tokens
-            ),
-            answer,
-            wanted,
-            {
-                CANARY_PAIR: asking(self._canary, arms[CANARY_ARM].reply.pod),
-                **(
-                    {NOISE_PAIR: asking(self._baseline, arms[AGAIN].reply.pod)}
-                    if AGAIN in arms
-                    else {}
-                ),
-            },
-            asking(self._baseline, baseline.reply.pod),
-        )
+        async def ask(question: Question) -> Reply:
+            tokens = len(question["prompt"]) + 1
+            arm.allowance.spend(tokens)
+            reply = await self._replayer.ask(
+                arm.pods, scoring.PATH, question, job.deadline, pod=before.reply.pod
+            )
+            if not reply.failure:
+                self._metrics.spent(arm.name, tokens)
+                self._share.own += arm is self._baseline
+            return reply
 
-    async def _question(
-        self, arm: Arm, job: Job, question: Question, tokens: int, pod: str
-    ) -> Reply:
-        arm.allowance.spend(tokens)
-        reply = await self._replayer.ask(arm.pods, scoring.PATH, question, job.deadline, pod=pod)
-        if not reply.failure:
-            self._metrics.spent(arm.name, tokens)
-            self._share.own += arm is self._baseline
-        return reply
+        return ask
 
     async def _kept(
         self,

@@ -18,7 +18,7 @@ from aiohttp import web
 from kvquant.core.evaluation_summary import MOST_BYTES, EvaluationSummary, MeasureSummary, Outcome
 from kvquant.evaluation.__main__ import main
 from tests.component.evaluation.sets import chat, mixed, sources, write
-from tests.component.shadow.fakes import Engine, hang, listening
+from tests.component.shadow.fakes import Engine, Scoring, hang, listening
 from tests.engine_sim.running import REPOSITORY, Running, free_port, running
 
 SCALE = 1000.0
@@ -296,6 +296,23 @@ async def test_a_connection_that_breaks_is_tried_again_and_an_error_is_not(tmp_p
     assert (len(flaky.asked), len(failing.asked)) == (2, 1)
     assert program.summary.answered == 1
     assert "PLANTED" not in (tmp_path / "summary").read_text()
+
+
+async def test_a_canary_that_ends_of_a_score_is_asked_once_and_the_baseline_never(
+    tmp_path: Path,
+) -> None:
+    baseline, canary = Scoring(), Scoring(breaks_off=True)
+    body = {"model": "m", "prompt": "Hi"}
+    examples = [{"id": f"{n}", "endpoint": "/v1/completions", "body": body} for n in range(3)]
+    async with listening(baseline), listening(canary):
+        places = (f"http://127.0.0.1:{engine.port}" for engine in (baseline, canary))
+        program = Program(tmp_path, *places)
+        assert await program.run(examples, "--noise-percent", "100") == 0
+    assert len(canary.scored) == 1
+    assert not baseline.scored, "it has users"
+    assert program.summary.answered == 3
+    unscored = {one["reason"]: one["count"] for one in program.report["unscored"]}
+    assert unscored == {"unanswered": 1, "unsafe": 2}
 
 
 class Relieved(Engine):

@@ -73,6 +73,28 @@ class Engine:
         return web.Response(text=text, status=self.metrics_status)
 
 
+@dataclass
+class Scoring(Engine):
+    """A pod that tells ids and likelihoods, and may break off when it is asked for the latter."""
+
+    nats: float = 1.0
+    breaks_off: bool = False
+    scored: list[dict[str, Any]] = field(default_factory=list)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        if "prompt_logprobs" not in body:
+            self.asked.append(body)
+            ids = {"prompt_token_ids": [1, 2], "token_ids": [3, 4]}
+            return web.json_response(completion(self.text, **ids))
+        self.scored.append(body)
+        if self.breaks_off:
+            assert request.transport is not None
+            request.transport.abort()
+        told = [None, *({str(token): {"logprob": -self.nats}} for token in body["prompt"][1:])]
+        return web.json_response(completion("", prompt_logprobs=told))
+
+
 @asynccontextmanager
 async def listening(engine: Engine, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[None]:
     """Let an engine listen."""

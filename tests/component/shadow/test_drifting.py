@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
-from tests.component.shadow.fakes import Engine, completion, running
+from tests.component.shadow.fakes import Engine, Scoring, running
 
 PROMPT = {"model": "m", "prompt": "Why?"}
-
-
-@dataclass
-class Scoring(Engine):
-    """A pod that tells ids and likelihoods, and may break off when it is asked for the latter."""
-
-    nats: float = 1.0
-    breaks_off: bool = False
-    scored: list[dict[str, Any]] = field(default_factory=list)
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        if "prompt_logprobs" not in body:
-            self.asked.append(body)
-            ids = {"prompt_token_ids": [1, 2], "token_ids": [3, 4]}
-            return web.json_response(completion(self.text, **ids))
-        self.scored.append(body)
-        if self.breaks_off:
-            assert request.transport is not None
-            request.transport.abort()
-        told = [None, *({str(token): {"logprob": -self.nats}} for token in body["prompt"][1:])]
-        return web.json_response(completion("", prompt_logprobs=told))
 
 
 async def test_the_difference_of_the_likelihoods_is_the_drift() -> None:
