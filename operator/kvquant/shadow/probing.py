@@ -10,9 +10,7 @@ The baseline is never asked.
 from __future__ import annotations
 
 import asyncio
-import logging
-import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +25,6 @@ from kvquant.shadow.probe_prompts import Probe
 from kvquant.shadow.record import Told
 from kvquant.shadow.replaying import TIMEOUT, Replayer
 
-logger = logging.getLogger(__name__)
-
 PROMPTS = 40
 AT_A_TIME = 4
 """Prompts that are under way while calm: too few to fill anything."""
@@ -40,9 +36,6 @@ FULL_SECONDS = 30.0
 FIRST_FILLERS, MOST_FILLERS = 16, 512
 FULL_USAGE = 0.9
 LOOK_SECONDS = 0.25
-_RUNNING = re.compile(r"^vllm:num_requests_running(?:\{[^}\n]*\})?[ \t]+(\S+)", re.MULTILINE)
-
-Scrape = Callable[[aiohttp.ClientSession, str], Awaitable[throttle.Load | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +54,14 @@ class Round:
 class Prober:
     """Fills one pod of the canary and asks it what has a known answer."""
 
-    def __init__(
-        self, client: aiohttp.ClientSession, replayer: Replayer, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, replayer: Replayer, clock: Callable[[], float]) -> None:
         """Make one.
 
         Args:
-            client: For what the pod tells of itself.
-            replayer: For prompts.
+            replayer: Asks the pod.
             clock: Returns the present time in seconds.
         """
-        self._client, self._replayer, self._clock = client, replayer, clock
+        self._replayer, self._clock = replayer, clock
 
     async def round(self, canary: Pods, seed: int) -> Round:
         """Ask calm, fill, ask full; takes at most the sum of the parts' times.
@@ -87,7 +77,8 @@ class Prober:
         model = await self._model(url)
         if model is None:
             return Round(why_not="the canary does not tell its model")
-        if await self._running(url) != 0:
+        load = await self._replayer.load(url)
+        if load is None or load.running != 0:
             return Round(why_not="the canary has requests of others")
         name, longest = model
         asked = probe_prompts.prompts(seed, PROMPTS, longest)
@@ -169,7 +160,7 @@ class Prober:
             for number in range(len(fillers), wanted):
                 fillers.add(asyncio.create_task(fill(number)))
             await asyncio.sleep(LOOK_SECONDS)
-            load = await throttle.scrape(self._client, url)
+            load = await self._replayer.load(url)
             if load is None or load.waiting > 0 or load.kv_usage > FULL_USAGE:
                 return True
             if all(task.done() for task in fillers) and wanted == MOST_FILLERS:
@@ -180,25 +171,10 @@ class Prober:
     async def _model(self, url: str) -> tuple[str, int] | None:
         """Return a pod's model and the tokens it takes; None: it does not tell."""
         try:
-            async with (
-                asyncio.timeout(throttle.SCRAPE_WITHIN),
-                self._client.get(f"{url}/v1/models", headers=self._replayer.headers) as answer,
-            ):
-                first = (await answer.json())["data"][0]
-                return str(first["id"]), int(first.get("max_model_len") or 0)
+            async with asyncio.timeout(throttle.SCRAPE_WITHIN):
+                first = (await self._replayer.get(url, "/v1/models")).document["data"][0]
+            return str(first["id"]), int(first.get("max_model_len") or 0)
         except (OSError, aiohttp.ClientError, ValueError, KeyError, IndexError, TypeError):
-            return None
-
-    async def _running(self, url: str) -> float | None:
-        try:
-            async with (
-                asyncio.timeout(throttle.SCRAPE_WITHIN),
-                self._client.get(f"{url}/metrics") as answer,
-            ):
-                text = await answer.text()
-            found = _RUNNING.findall(text)
-            return sum(map(float, found)) if found else None
-        except (OSError, aiohttp.ClientError, ValueError):
             return None
 
 

@@ -79,11 +79,6 @@ class Replayer:
         if engine_key:
             self._headers["Authorization"] = f"Bearer {engine_key}"
 
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """What every request bears."""
-        return self._headers
-
     async def ask(
         self,
         pods: Choice,

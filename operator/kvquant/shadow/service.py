@@ -147,7 +147,7 @@ class Service:
                     self._again(throttle.SCRAPE_SECONDS, lambda: self._measure(client))
                 ),
                 asyncio.create_task(self._again(EXPIRE_SECONDS, self._expire)),
-                asyncio.create_task(self._probe(Prober(client, replayer, self._clock))),
+                asyncio.create_task(self._probe(Prober(replayer, self._clock))),
                 *(
                     asyncio.create_task(self._work(comparer))
                     for _ in range(self._settings.concurrency)

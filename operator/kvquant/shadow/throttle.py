@@ -15,7 +15,7 @@ SCRAPE_SECONDS = 2.0
 SCRAPE_WITHIN = 2.0
 LONGEST_ANSWER = 16 * 2**20
 _SAMPLE = re.compile(
-    r"^vllm:(kv_cache_usage_perc|num_requests_waiting|request_success_total)"
+    r"^vllm:(kv_cache_usage_perc|num_requests_waiting|num_requests_running|request_success_total)"
     r"(?:\{[^}\n]*\})?[ \t]+(\S+)",
     re.MULTILINE,
 )
@@ -29,11 +29,13 @@ class Load:
         kv_usage: Share of its KV cache that is in use.
         waiting: Requests that wait in it.
         finished: Requests that it has finished since its process started; None: it does not tell.
+        running: Requests that it is working on; None: it does not tell.
     """
 
     kv_usage: float
     waiting: float
     finished: float | None = None
+    running: float | None = None
 
 
 def read(exposition: str) -> Load | None:
@@ -52,8 +54,11 @@ def read(exposition: str) -> Load | None:
     usage, waiting = found["kv_cache_usage_perc"], found["num_requests_waiting"]
     if not usage or not waiting:
         return None
-    finished = sum(found["request_success_total"]) if found["request_success_total"] else None
-    load = Load(max(usage), sum(waiting), finished)
+    finished, running = (
+        sum(found[name]) if found[name] else None
+        for name in ("request_success_total", "num_requests_running")
+    )
+    load = Load(max(usage), sum(waiting), finished, running)
     return load if math.isfinite(load.kv_usage) and math.isfinite(load.waiting) else None
 
 

@@ -38,7 +38,7 @@ async def prober(port: int) -> AsyncIterator[tuple[Prober, Pods]]:
     pods = Pods(ArmSettings(host="canary", port=port, deployment="c", dtype="fp8"), resolve)
     await pods.refresh()
     async with replaying.client() as client:
-        yield Prober(client, Replayer(client, time.monotonic), time.monotonic), pods
+        yield Prober(Replayer(client, time.monotonic), time.monotonic), pods
 
 
 async def probed(port: int, seed: int = 1) -> Round:
