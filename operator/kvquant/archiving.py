@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from kvquant import telemetry
 from kvquant.api import names
 from kvquant.core import record
+from kvquant.core.ownership import owners_of
 from kvquant.errors import ArchiveError, ClusterError
 from kvquant.ports import Archive, Cluster
 
@@ -191,10 +192,9 @@ class Archivist:
             ClusterError: The API server did not answer.
         """
         found = self._cluster.get("ConfigMap", whose.namespace, record.name_of(whose.name))
-        metadata = (found or {}).get("metadata") or {}
-        owners = {owner.get("uid") for owner in metadata.get("ownerReferences") or ()}
-        labelled = names.LABEL_RECORD in (metadata.get("labels") or {})
-        if found is None or not labelled or whose.uid not in owners:
+        if found is None or whose.uid not in owners_of(found):
+            return {}
+        if names.LABEL_RECORD not in (found["metadata"].get("labels") or {}):
             return {}
         data = found.get("data") or {}
         return {int(key): text for key, text in data.items() if _is_line(key, text)}

@@ -9,6 +9,7 @@ from kvquant.api import names
 from kvquant.api.v1alpha1 import KVQuantRollout
 from kvquant.archiving import Archivist, Whose
 from kvquant.core import record
+from kvquant.core.ownership import owners_of
 from kvquant.errors import ClusterError
 from kvquant.ports import Cluster, Object
 from kvquant.world import World, annotations_of, labels_of
@@ -58,7 +59,7 @@ class Recorder:
         namespace, name = metadata.namespace, record.name_of(metadata.name)
         if found is not None and names.LABEL_RECORD not in labels_of(found):
             return f"there is a ConfigMap {name} of somebody else's: rename it"
-        mine = found is not None and metadata.uid in _owners(found)
+        mine = found is not None and metadata.uid in owners_of(found)
         recorded = _number(found, names.ANNOTATION_RECORDED) if mine else 0
         changes = record.additions(rollout, recorded)
         if not changes:
@@ -120,10 +121,6 @@ def _empty(rollout: KVQuantRollout) -> Object:
             "ownerReferences": [rollout.owner_reference],
         },
     }
-
-
-def _owners(obj: Object) -> set[str]:
-    return {str(owner.get("uid")) for owner in obj["metadata"].get("ownerReferences") or ()}
 
 
 def _number(found: Object | None, mark: str) -> int:

@@ -11,6 +11,7 @@ from kvquant.core import record
 from kvquant.core.evaluation_manifests import jobs_selector
 from kvquant.core.manifests import target_selector
 from kvquant.core.observation import PodView
+from kvquant.core.ownership import owners_of
 from kvquant.core.router_manifests import shadow_name, shadow_selector
 from kvquant.engines import vllm_limits
 from kvquant.errors import Refused, TemplateError
@@ -123,7 +124,7 @@ def read(cluster: Cluster, raw: Object) -> World:
         )
         shadow = cluster.get("Deployment", namespace, shadow_name(router))
         # The last rollout of this router may have left its own.
-        if shadow is not None and rollout.metadata.uid in _owners(shadow):
+        if shadow is not None and rollout.metadata.uid in owners_of(shadow):
             world.shadow = shadow
             world.shadow_pods = cluster.list("Pod", namespace, shadow_selector(router))
         _read_evaluation(cluster, world)
@@ -142,16 +143,12 @@ def _read_evaluation(cluster: Cluster, world: World) -> None:
     except Refused as error:
         # Rights of an older release must keep nothing from being rolled back.
         jobs, world.jobs_refused = [], str(error)
-    world.evaluation_jobs = [job for job in jobs if rollout.metadata.uid in _owners(job)]
+    world.evaluation_jobs = [job for job in jobs if rollout.metadata.uid in owners_of(job)]
     if status.phase is not Phase.EVALUATING:
         return
     world.evaluation_pods = cluster.list("Pod", namespace, selector)
     if asked is not None and asked.dataset.config_map_name is not None:
         world.dataset = cluster.get("ConfigMap", namespace, asked.dataset.config_map_name)
-
-
-def _owners(obj: Object) -> set[str]:
-    return {one["uid"] for one in obj["metadata"].get("ownerReferences") or ()}
 
 
 def _other_holder(cluster: Cluster, world: World) -> str | None:

@@ -12,6 +12,7 @@ from kvquant.cli.looks import AnalysisDocument, ShadowDocument, copied, looked
 from kvquant.cli.rollouts import Seen
 from kvquant.cli.times import length
 from kvquant.core import record
+from kvquant.core.ownership import owners_of
 from kvquant.core.record import Entry
 from kvquant.core.shadow_settings import DRIFT
 from kvquant.errors import ClusterError
@@ -126,8 +127,7 @@ def _recorded(cluster: Cluster, seen: Seen) -> tuple[list[Entry], tuple[str, ...
         if any(d.number is not None for d in seen.status.decisions):
             return [], (f"There is no record {name} yet, {lacks}: see the operator's log.",)
         return [], ()
-    owners = {owner.get("uid") for owner in found["metadata"].get("ownerReferences") or ()}
-    if seen.rollout.metadata.uid not in owners:
+    if seen.rollout.metadata.uid not in owners_of(found):
         return [], (f"The record {name} is of an earlier rollout of that name, {lacks}.",)
     data = found.get("data") or {}
     entries = record.read(data)

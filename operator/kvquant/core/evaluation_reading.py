@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kvquant.core.evaluation_summary import VERSION, EvaluationSummary, Outcome
+from kvquant.core.ownership import owners_of
 
 Object = Mapping[str, Any]
 
@@ -60,7 +61,7 @@ def read(job: Object, pods: Sequence[Object]) -> EvaluationView:
         pods: Pods with its label; those of another Job do not count.
     """
     name, uid = str(job["metadata"]["name"]), job["metadata"].get("uid")
-    own = [pod for pod in pods if uid is not None and uid in _owners(pod)]
+    own = [pod for pod in pods if uid is not None and uid in owners_of(pod)]
     started = any(_started(pod) for pod in own)
     trouble = next((words for words in map(_trouble, own) if words), "")
     conditions = {
@@ -160,10 +161,6 @@ def overdue(job: str, started: bool, trouble: str) -> Failure:
         f"Job {job} was not done in time: raise spec.evaluation.deadline or concurrency, or take a "
         "smaller set.",
     )
-
-
-def _owners(pod: Object) -> set[Any]:
-    return {one.get("uid") for one in pod["metadata"].get("ownerReferences") or ()}
 
 
 def _states(pods: Sequence[Object]) -> Iterator[Object]:
