@@ -21,11 +21,12 @@ from typing import Any
 from kvquant.core.evaluation_summary import TERMINATION_FILE
 from kvquant.evaluation.arms import ArmError, arm
 from kvquant.evaluation.cells import Margins
-from kvquant.evaluation.evaluating import PATIENCE, Plan, evaluate
+from kvquant.evaluation.evaluating import evaluate
 from kvquant.evaluation.examples import DatasetError
 from kvquant.evaluation.fetching import fetch
+from kvquant.evaluation.plan import PATIENCE, Plan, Run
 from kvquant.evaluation.progress import Progress
-from kvquant.evaluation.reporting import Run, document
+from kvquant.evaluation.reporting import document
 from kvquant.evaluation.running import Pace
 from kvquant.evaluation.summarizing import summarize, text
 from kvquant.shadow import settings

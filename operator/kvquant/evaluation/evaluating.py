@@ -4,46 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from kvquant.evaluation.arms import Arm, ArmError, reach
-from kvquant.evaluation.cells import Margins
 from kvquant.evaluation.examples import Example
-from kvquant.evaluation.fetching import Dataset
 from kvquant.evaluation.judging import judge
-from kvquant.evaluation.reporting import Run
+from kvquant.evaluation.plan import Plan, Run
 from kvquant.evaluation.results import Result
-from kvquant.evaluation.running import Pace, Runner
+from kvquant.evaluation.running import Runner
 from kvquant.shadow.replaying import Replayer, client
-
-PATIENCE = 60.0
-"""Seconds to wait for an arm that does not answer yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be evaluated, and how.
-
-    Attributes:
-        dataset: The set.
-        baseline: The arm that is known to be good.
-        canary: The arm in question.
-        pace: How the examples are asked.
-        margins: What is tolerated.
-        patience: Seconds to wait for each arm to answer at all.
-        engine_key: API key of the engines; empty: they ask for none.
-        rollout: Namespace and name of the rollout; None: none.
-    """
-
-    dataset: Dataset
-    baseline: Arm
-    canary: Arm
-    pace: Pace
-    margins: Margins
-    patience: float = PATIENCE
-    engine_key: str = ""
-    rollout: str | None = None
 
 
 async def evaluate(
@@ -72,18 +41,7 @@ async def evaluate(
         took = loop.time() - began
     # In a thread, as the bootstrap takes seconds.
     judged = await asyncio.to_thread(judge, results, plan.margins, plan.pace.seed)
-    return Run(
-        plan.dataset,
-        plan.baseline,
-        plan.canary,
-        plan.pace,
-        plan.margins,
-        results,
-        judged,
-        now=datetime.now(UTC),
-        seconds=took,
-        rollout=plan.rollout,
-    )
+    return Run(plan, results, judged, now=datetime.now(UTC), seconds=took)
 
 
 def _serves(arm: Arm, examples: list[Example]) -> None:

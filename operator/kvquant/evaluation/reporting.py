@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Literal
 
 from kvquant import __version__
@@ -22,69 +20,40 @@ from kvquant.evaluation.document import (
     SettingsDocument,
     WorstDocument,
 )
-from kvquant.evaluation.fetching import Dataset
 from kvquant.evaluation.judging import Judged, worse, worst_examples
+from kvquant.evaluation.plan import Run
 from kvquant.evaluation.results import AGAIN, BASELINE, CANARY, Result, Said
-from kvquant.evaluation.running import Pace
 
 WORST = 20
 """Examples that are shown with their texts."""
 DIGITS = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """An evaluation that has been run.
-
-    Attributes:
-        dataset: The set.
-        baseline: The arm that is known to be good.
-        canary: The arm in question.
-        pace: How the examples were asked.
-        margins: What is tolerated.
-        results: What became of each example.
-        judged: The verdict.
-        now: When it was over.
-        seconds: How long it took.
-        rollout: Namespace and name of the rollout; None: none.
-    """
-
-    dataset: Dataset
-    baseline: Arm
-    canary: Arm
-    pace: Pace
-    margins: Margins
-    results: Sequence[Result]
-    judged: Judged
-    now: datetime
-    seconds: float
-    rollout: str | None = None
-
-
 def document(run: Run) -> EvaluationDocument:
     """Return the report for programs."""
-    judged, results = run.judged, sorted(run.results, key=lambda result: result.id)
+    plan, judged = run.plan, run.judged
+    results = sorted(run.results, key=lambda result: result.id)
     return EvaluationDocument(
         generated_at=run.now,
         version=__version__,
-        rollout=run.rollout,
-        dataset=run.dataset.name,
-        dataset_digest=run.dataset.digest,
+        rollout=plan.rollout,
+        dataset=plan.dataset.name,
+        dataset_digest=plan.dataset.digest,
         outcome=Outcome(judged.verdict.value),
         message=judged.message,
         examples=judged.examples,
         answered=judged.answered,
         looks=judged.looks,
         seconds=round(run.seconds, 1),
-        baseline=_arm(run.baseline, results, BASELINE),
-        canary=_arm(run.canary, results, CANARY),
+        baseline=_arm(plan.baseline, results, BASELINE),
+        canary=_arm(plan.canary, results, CANARY),
         settings=SettingsDocument(
-            margin_percent=round(100 * run.margins.answers, DIGITS),
-            drift_percent=round(100 * run.margins.drift, DIGITS),
-            noise_percent=run.pace.noise_percent,
-            concurrency=run.pace.concurrency,
-            answer_tokens=run.pace.answer_tokens,
-            seed=run.pace.seed,
+            margin_percent=round(100 * plan.margins.answers, DIGITS),
+            drift_percent=round(100 * plan.margins.drift, DIGITS),
+            noise_percent=plan.pace.noise_percent,
+            concurrency=plan.pace.concurrency,
+            answer_tokens=plan.pace.answer_tokens,
+            seed=plan.pace.seed,
         ),
         failures=_counted(
             (arm, said.failure) for one in results for arm, said in one.said.items() if said.failure
@@ -92,7 +61,7 @@ def document(run: Run) -> EvaluationDocument:
         unscored=_counted((CANARY, one.unscored) for one in results if one.unscored),
         measures=tuple(_measures(judged)),
         worst=tuple(
-            _worst(one, run.margins) for one in worst_examples(results, run.margins, WORST)
+            _worst(one, plan.margins) for one in worst_examples(results, plan.margins, WORST)
         ),
         results=tuple(_example(one) for one in results),
     )

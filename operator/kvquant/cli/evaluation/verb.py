@@ -20,7 +20,7 @@ from kvquant.cli.times import Seconds
 
 if TYPE_CHECKING:
     from kvquant.evaluation.document import EvaluationDocument
-    from kvquant.evaluation.evaluating import Plan
+    from kvquant.evaluation.plan import Plan
     from kvquant.evaluation.results import Result
     from kvquant.shadow.replaying import Replayer
 
@@ -175,9 +175,9 @@ def evaluate(
     from kvquant.cli.evaluation import reaching
     from kvquant.evaluation.arms import ArmError, arm
     from kvquant.evaluation.cells import Margins
-    from kvquant.evaluation.evaluating import Plan
     from kvquant.evaluation.examples import DatasetError
     from kvquant.evaluation.fetching import fetch
+    from kvquant.evaluation.plan import Plan
     from kvquant.evaluation.running import Pace
     from kvquant.shadow.settings import SettingsError, engine_key
 
