@@ -58,9 +58,7 @@ class FaultProxy:
     Attributes:
         upstream: URL of the API server.
         trust: How to verify it, and who to be where no token is passed on.
-        host: Address to listen on.
-        port: Port to listen on; 0 takes a free one, which stands here afterwards.
-        tls: Certificate to show; None speaks plain HTTP.
+        port: Port to which it listens on loopback.
         odds: What goes wrong from now on; a test may change it at any time.
         chance: Source of the chances.
         done: Number of requests by what was done to them: `passed`, `slow`, `lost`, `409`, ...
@@ -68,9 +66,7 @@ class FaultProxy:
 
     upstream: str
     trust: ssl.SSLContext
-    host: str = "127.0.0.1"
     port: int = 0
-    tls: ssl.SSLContext | None = None
     odds: Odds = CALM
     chance: random.Random = field(default_factory=lambda: random.Random(11))
     done: Counter[str] = field(default_factory=Counter)
@@ -84,7 +80,7 @@ class FaultProxy:
         self._thread = threading.Thread(target=self._run, name="fault-proxy", daemon=True)
         self._thread.start()
         if not self._listens.wait(STARTS_WITHIN) or self._failure is not None:
-            raise AssertionError(f"no proxy on {self.host}:{self.port}: {self._failure!r}")
+            raise AssertionError(f"no proxy: {self._failure!r}")
         return self
 
     def __exit__(
@@ -126,7 +122,7 @@ class FaultProxy:
             runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
             await runner.setup()
             try:
-                site = web.TCPSite(runner, self.host, self.port, ssl_context=self.tls)
+                site = web.TCPSite(runner, "127.0.0.1", 0)
                 await site.start()
                 self.port = runner.addresses[0][1]
                 self._listens.set()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-
-import pytest
 
 from kvquant.core.evaluation_manifests import PROGRAM, job_object
 from kvquant.core.evaluation_reading import read
 from tests.fakes import evaluations
 from tests.unit.test_evaluation_manifests import JOB
 
-program = pytest.importorskip(f"{PROGRAM[-1]}.__main__")
+program = import_module(f"{PROGRAM[-1]}.__main__")
 
 
 def test_it_takes_what_the_job_tells_it_and_its_last_words_name_what_is_wrong(
