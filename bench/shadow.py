@@ -70,7 +70,7 @@ async def without(_: Stage, __: int, ___: Seen) -> AsyncIterator[None]:
 @asynccontextmanager
 async def at_work(scene: Stage, percent: int, seen: Seen) -> AsyncIterator[None]:
     """Copies are received and replayed."""
-    with scene.service():
+    with scene.service(percent):
         await scene.serves()
         await scene.copy(percent)
         yield
@@ -90,7 +90,7 @@ async def dead(scene: Stage, percent: int, seen: Seen) -> AsyncIterator[None]:
 @asynccontextmanager
 async def hung(scene: Stage, percent: int, seen: Seen) -> AsyncIterator[None]:
     """Connections are taken by the kernel, and nobody reads or answers."""
-    with scene.service() as process:
+    with scene.service(percent) as process:
         await scene.serves()
         process.send_signal(signal.SIGSTOP)
         dropped = await scene.copies("upstream_rq_pending_overflow")
@@ -103,7 +103,7 @@ async def hung(scene: Stage, percent: int, seen: Seen) -> AsyncIterator[None]:
 @asynccontextmanager
 async def flooded(scene: Stage, percent: int, seen: Seen) -> AsyncIterator[None]:
     """The queue is full all the time, since others send far more than is ever replayed."""
-    with scene.service():
+    with scene.service(percent):
         await scene.serves()
         await scene.copy(percent)
         with scene.flood():

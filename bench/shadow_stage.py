@@ -88,8 +88,12 @@ class Stage:
         return True
 
     @contextmanager
-    def service(self) -> Iterator[subprocess.Popen[bytes]]:
-        """The shadow service's process, killed in the end whatever it does."""
+    def service(self, percent: int) -> Iterator[subprocess.Popen[bytes]]:
+        """The shadow service's process, killed in the end whatever it does.
+
+        Args:
+            percent: Share of the clients' requests that the user has agreed to.
+        """
         arms = {
             slot: ArmSettings(
                 host="127.0.0.1", port=self.engines[slot], deployment=slot, dtype=dtype
@@ -103,6 +107,7 @@ class Stage:
             attempt=1,
             baseline=arms["blue"],
             canary=arms["green"],
+            percent=percent,
             log=LogSettings(url=f"file://{self.folder}/log"),
         )
         settings = self.folder / "shadow.json"
