@@ -49,6 +49,8 @@ class Odds:
 
 
 CALM = Odds()
+ONCE = ("lost", "409", "slow", "429", "500")
+"""One of each kind."""
 
 
 @dataclass(slots=True)
@@ -60,6 +62,8 @@ class FaultProxy:
         trust: How to verify it, and who to be where no token is passed on.
         port: Port to which it listens on loopback.
         odds: What goes wrong from now on; a test may change it at any time.
+        owed: What goes wrong with the next requests whatever the odds, in any order: chance alone
+            would leave out a kind in one run of many.
         chance: Source of the chances.
         done: Number of requests by what was done to them: `passed`, `slow`, `lost`, `409`, ...
     """
@@ -68,6 +72,7 @@ class FaultProxy:
     trust: ssl.SSLContext
     port: int = 0
     odds: Odds = CALM
+    owed: list[str] = field(default_factory=list)
     chance: random.Random = field(default_factory=lambda: random.Random(11))
     done: Counter[str] = field(default_factory=Counter)
     _loop: asyncio.AbstractEventLoop | None = None
@@ -135,14 +140,17 @@ class FaultProxy:
     ) -> web.StreamResponse:
         odds, writes = self.odds, request.method in WRITES
         body = await request.read()
-        if self.chance.random() < odds.slow:
+        owed = self._take(writes=writes)
+        if owed == "slow" or self.chance.random() < odds.slow:
             self.done["slow"] += 1
             await asyncio.sleep(self.chance.uniform(*odds.delay))
-        status = self._status(odds, writes=writes)
+        status = int(owed) if owed.isdigit() else None
+        if not owed:
+            status = self._status(odds, writes=writes)
         if status is not None:
             self.done[str(status)] += 1
             return _refusal(status)
-        lost = writes and self.chance.random() < odds.lost
+        lost = owed == "lost" or (writes and self.chance.random() < odds.lost)
         self.done["lost" if lost else "passed"] += 1
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP}
         try:
@@ -159,6 +167,14 @@ class FaultProxy:
                 return await _pass_on(request, answer)
         except aiohttp.ClientError as error:
             return web.json_response({"message": f"no answer: {error}"}, status=502)
+
+    def _take(self, *, writes: bool) -> str:
+        """Return what is owed to a request; empty: nothing."""
+        for kind in self.owed:
+            if writes or kind not in ("lost", "409"):
+                self.owed.remove(kind)
+                return kind
+        return ""
 
     def _status(self, odds: Odds, *, writes: bool) -> int | None:
         """Throw the dice: the status to answer with, or None to let the API server answer."""

@@ -34,7 +34,7 @@ from tests import manifests
 from tests import site as world
 from tests.apiserver.conftest import Kubectl
 from tests.fakes.cluster import FakeCluster, Key
-from tests.fault_proxy import CALM, FaultProxy, Odds
+from tests.fault_proxy import CALM, ONCE, FaultProxy, Odds
 from tests.site import Harm, Site, rollout, steps_taken
 from tests.transplant import make_namespace
 from tests.waiting import wait_until
@@ -246,7 +246,7 @@ def _decoded(text: str) -> str:
 def bad_day(site: Site, proxy: FaultProxy, phase: Phase) -> tuple[Status, list[str]]:
     """Play one rollout to its end; return its last status, and what the record says of it."""
     site.deploy()
-    proxy.odds = BAD_DAY
+    proxy.odds, proxy.owed = BAD_DAY, list(ONCE)
     ref = site.apply(rollout(**SHORT))
     ended = live_until(site, ref, lambda status: status.settled, 280)
     assert ended.phase is phase, "\n".join(d.message for d in ended.decisions)
