@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import signal
 import socket
 import sys
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -20,6 +23,7 @@ from kvquant.acting import Actor
 from kvquant.adapters.archive import ObjectArchive
 from kvquant.adapters.cluster import KubernetesCluster
 from kvquant.adapters.connection import Connection, in_cluster_or_kubeconfig
+from kvquant.adapters.lease import KubernetesLease
 from kvquant.adapters.metrics import SET_WITHIN, PrometheusMetrics
 from kvquant.adapters.prometheus_secret import MountedSecret
 from kvquant.adapters.shared_metrics import SharedMetrics
@@ -32,16 +36,22 @@ from kvquant.alerting.receiver import AlertReceiver
 from kvquant.archiving import Archivist
 from kvquant.config import ConfigError, OperatorConfig
 from kvquant.core.scope import Scope
+from kvquant.errors import ClusterError
 from kvquant.handlers import register
+from kvquant.leading import Leadership, Terms, show_leader
 from kvquant.ports import AlertQueries
 from kvquant.reconciler import Reconciler, Ref
 from kvquant.router.auth import Authenticator
 from kvquant.router.pki import ServerIdentity
 from kvquant.router.xds import XdsServer
+from kvquant.standing_by import StandBy
 from kvquant.waking import Waker
 from kvquant.weights_identity import Renewer, load_or_make
 
 logger = logging.getLogger("kvquant")
+
+LEASE = "kvquant-operator"
+"""Name of the Lease by which operators agree who decides."""
 
 
 def main() -> int:
@@ -62,6 +72,20 @@ def main() -> int:
     except ConfigError as error:
         sys.stderr.write(f"kvquant: {error}\n")
         return 2
+    start_http_server(config.metrics_port)
+    if config.lease_seconds == 0:
+        return _lead(config, connection, archivist)
+    leadership = _leadership(config)
+    if not _await_turn(config, connection, leadership):
+        return 0
+    try:
+        return _lead(config, connection, archivist)
+    finally:
+        leadership.release()
+
+
+def _lead(config: OperatorConfig, connection: Connection, archivist: Archivist | None) -> int:
+    """Look after rollouts until told to stop; return the exit status."""
     cluster = WatchedCluster(connection)
     load = partial(load_or_make, cluster, config.namespace, config.xds_host)
     identity = load()
@@ -71,7 +95,6 @@ def main() -> int:
         port=config.xds_port,
     )
     traffic.start()
-    start_http_server(config.metrics_port)
     registry = kopf.OperatorRegistry()
     metrics = _prometheus(config)
     alerts = AlertBoard(_now, polls=config.alerts_poll > 0)
@@ -129,6 +152,50 @@ def main() -> int:
         cluster.close()
         traffic.stop()
     return 0
+
+
+def _leadership(config: OperatorConfig) -> Leadership:
+    # A connection of its own: the Lease is what opens the other one's fence. An answer that takes
+    # longer than a candidate may be silent is worth nothing.
+    terms = Terms.of(config.lease_seconds)
+    connection = in_cluster_or_kubeconfig((terms.deadline / 2, terms.deadline / 2))
+    lease = KubernetesLease(connection, config.namespace, LEASE)
+    return Leadership(lease, f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}", terms)
+
+
+def _await_turn(config: OperatorConfig, connection: Connection, leadership: Leadership) -> bool:
+    """Wait until this operator is the one to decide; False when it was told to stop before."""
+
+    def stop(*_: object) -> None:
+        leadership.stop()
+
+    # Process 1 of a container is told nothing that it has no handler for. kopf brings its own.
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    pods, pod = KubernetesCluster(connection), socket.gethostname()
+    with StandBy(config.health_port):
+        if not leadership.acquire():
+            return False
+        leadership.start(_give_way)
+        connection.fence = leadership.check
+        while True:
+            try:
+                show_leader(pods, config.namespace, pod)
+            except ClusterError as error:
+                # Without it no router finds this operator, so nothing is begun before.
+                logger.warning("The Services do not lead here yet: %s", error)
+                if leadership.pause():
+                    return False
+            else:
+                break
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return True
+
+
+def _give_way(leader: str) -> None:
+    """End this process at once, whatever it is doing: another decides now."""
+    logger.error("Another operator has taken the Lease, %s: this one ends", leader)
+    os._exit(1)
 
 
 def archivist_of(config: OperatorConfig, connection: Connection) -> Archivist | None:

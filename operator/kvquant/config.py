@@ -57,6 +57,8 @@ class OperatorConfig:
         record_url: Bucket or folder to which each decision is appended for good, besides the record
             in a ConfigMap: s3://bucket/prefix, gs://bucket/prefix or file:///folder. Credentials
             come from the environment, by the names that the vendor's tools read. Empty: nowhere.
+        lease_seconds: Seconds of silence after which another replica of the operator takes over
+            from the one that decides; 0: this is the only replica, and it asks nobody.
         stuck_after: Seconds without a finished pass after which a rollout's loop counts as stuck.
         log_level: DEBUG, INFO, WARNING or ERROR.
     """
@@ -86,6 +88,7 @@ class OperatorConfig:
     alerts_matchers: str = ""
     alerts_poll: float = 5.0
     record_url: str = ""
+    lease_seconds: float = 0.0
     stuck_after: float = 300.0
     log_level: str = "INFO"
 
@@ -137,7 +140,7 @@ _PROMQL = {
 }
 """Variables that become part of a query, and which field of `Scope` checks them."""
 
-_MAY_BE_OFF = frozenset({"KVQUANT_ALERTS_PORT", "KVQUANT_ALERTS_POLL"})
+_MAY_BE_OFF = frozenset({"KVQUANT_ALERTS_PORT", "KVQUANT_ALERTS_POLL", "KVQUANT_LEASE_SECONDS"})
 """Variables in which 0 turns something off."""
 
 

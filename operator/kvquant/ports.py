@@ -38,6 +38,19 @@ class Cluster(Protocol):
         """Delete the object with its dependents. One that is gone already is no error."""
 
 
+class LeaseStore(Protocol):
+    """One Lease. Every call has a time-out and raises only `ClusterError`s."""
+
+    def read(self) -> Object | None:
+        """Return the Lease, or None when there is none."""
+
+    def create(self, spec: Object) -> Object:
+        """Create the Lease; raise `Conflict` when somebody has before."""
+
+    def replace(self, lease: Object) -> Object:
+        """Write a Lease as it was read, changed; raise `Conflict` when somebody else has before."""
+
+
 class Metrics(Protocol):
     """Prometheus, or what speaks its language. Raises only `MetricsError`."""
 

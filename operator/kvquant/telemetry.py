@@ -51,6 +51,9 @@ ARCHIVE_ERRORS = Counter(
 ARCHIVE_PENDING = Gauge(
     "kvquant_archive_pending_decisions", "Recorded decisions that the archive lacks."
 )
+LEADER = Gauge(
+    "kvquant_leader", "1 while this operator may decide; 0 while it waits for another to be gone."
+)
 WATCHES = Gauge("kvquant_watches", "Watches that are open or wanted.")
 
 

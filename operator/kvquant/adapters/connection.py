@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -135,7 +135,10 @@ class Connection:
 
     Attributes:
         namespace: Namespace that the credentials or the kubeconfig's context default to.
+        fence: Called before whatever is no read; it raises what keeps it from being sent.
     """
+
+    fence: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -225,6 +228,8 @@ class Connection:
     ) -> Answer:
         """Send one request and return the answer, whatever its status.
 
+        What is no read passes `fence` first, whose error is raised.
+
         Args:
             method: HTTP method.
             path: Path on the API server.
@@ -270,6 +275,8 @@ class Connection:
         timeouts: tuple[float, float],
         headers: Mapping[str, str] | None = None,
     ) -> urllib3.BaseHTTPResponse:
+        if self.fence is not None and method != "GET":
+            self.fence()
         url_method, url, sent, document, _ = self._client.param_serialize(
             method,
             path,
@@ -317,16 +324,21 @@ class Connection:
         return answer.document
 
 
-def in_cluster_or_kubeconfig() -> Connection:
+def in_cluster_or_kubeconfig(timeouts: tuple[float, float] = TIMEOUTS) -> Connection:
     """Connect as a pod does inside a cluster, and as kubectl does anywhere else.
 
     $KUBECONFIG, where it is set, wins over the pod's service account.
+
+    Args:
+        timeouts: Seconds to wait for a connection and for an answer.
 
     Raises:
         errors.ClusterError: There are no usable credentials.
     """
     in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
-    return Connection.in_cluster() if in_pod else Connection.from_kubeconfig()
+    if in_pod:
+        return Connection.in_cluster(timeouts)
+    return Connection.from_kubeconfig(timeouts=timeouts)
 
 
 def raise_for(answer: Answer, subject: str) -> None:
