@@ -7,7 +7,7 @@ LOCKS := requirements.lock requirements-dev.lock images/shadow/requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint audit format unit apiserver e2e e2e-full e2e-vllm
-.PHONY: bench-idle bench-kill bench-chaos bench-router bench-shadow bench-ticks bench-analysis bench-decisions bench-pii crds lock up down status
+.PHONY: bench-idle bench-kill bench-chaos bench-router bench-shadow bench-ticks bench-analysis bench-decisions bench-pii crds manifests lock up down status
 
 help: ## Show this menu
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,7 +83,10 @@ bench-decisions: setup ## Our verdicts beside Flagger's, Argo's and Kayenta's, s
 bench-pii: setup ## Recall, precision and speed of the search for personal data (TEXTS=1200 SEED=1000)
 	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench.pii --texts $(or $(TEXTS),1200) --seed $(or $(SEED),1000)
 
-crds: setup ## Generate crds/ from the models
+manifests: setup ## Generate examples/install/operator.yaml and the README of the chart from the chart
+	@$(PY) -m kvlocal.chart
+
+crds: setup ## Generate crds/ from the models, for the chart as well
 	$(PY) -m kvquant.api.crd
 
 lock: setup ## Pin the dependencies anew, by hash

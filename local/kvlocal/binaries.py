@@ -27,6 +27,10 @@ S3_GATEWAY = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 """An S3 server in front of a folder, for the tests of what is kept in buckets."""
 
 
+HELM = "helm.sh/helm/v4/cmd/helm@v4.3.1"
+HELM_DOCS = "github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2"
+
+
 def component(name: str) -> tuple[str, ...]:
     """Return the command that runs a component, such as kube-apiserver or kubectl.
 
@@ -117,6 +121,24 @@ def s3_gateway() -> Path:
         LocalError: It cannot be built.
     """
     return _install(S3_GATEWAY, [], "about a minute on two cores, once")
+
+
+def helm() -> Path:
+    """Return Helm.
+
+    Raises:
+        LocalError: It cannot be built.
+    """
+    return _install(HELM, [], "about three minutes on two cores, once")
+
+
+def helm_docs() -> Path:
+    """Return helm-docs, which writes the table of a chart's values.
+
+    Raises:
+        LocalError: It cannot be built.
+    """
+    return _install(HELM_DOCS, [], "about a minute on two cores, once")
 
 
 def _install(package: str, flags: list[str], how_long: str) -> Path:

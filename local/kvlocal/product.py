@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from kvlocal import addons, images
-from kvlocal.cache import REPOSITORY, progress
+from kvlocal import addons, chart, images
+from kvlocal.cache import progress
 from kvlocal.cluster import Cluster
 
-NAMESPACE = "kvquant-system"
-
-MANIFESTS = ("crds", "examples/install/operator.yaml")
+NAMESPACE = chart.NAMESPACE
 
 
 def start(name: str) -> Cluster:
@@ -20,6 +18,7 @@ def start(name: str) -> Cluster:
     cluster = Cluster(name)
     # Everything that can fail slowly is built before anything runs.
     built = images.everything()
+    chart.ensure()
     cluster.down()
     with progress(f"starting a one-node Kubernetes named {name}"):
         cluster.up()
@@ -35,19 +34,15 @@ def start(name: str) -> Cluster:
 
 
 def install(cluster: Cluster) -> None:
-    """Apply the CRD and the operator's manifest.
+    """Install the chart, or upgrade it to this tree's.
 
     Raises:
-        LocalError: The API server refuses one.
+        LocalError: Helm fails, or the API server refuses something.
     """
-    for path in MANIFESTS:
-        cluster.kubectl("apply", "--server-side", "-f", str(REPOSITORY / path))
+    cluster.apply(chart.namespace())
     # Here Prometheus scrapes every second instead of every fifteen, and all durations of the
     # analysis follow from that.
-    cluster.kubectl(
-        *("set", "env", "-n", NAMESPACE, "deployment/kvquant-operator"),
-        f"KVQUANT_TICK_SECONDS={addons.SCRAPE_SECONDS}",
-    )
+    chart.install(cluster, {"replicas": 1, "prometheus": {"tickSeconds": addons.SCRAPE_SECONDS}})
     cluster.kubectl(
         "wait", "--for=condition=Established", "--timeout=30s", "crd/kvquantrollouts.kvquant.dev"
     )

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition, made from the models: `python -m kvquant.api.crd [--check] [DIR]`.
+"""The CustomResourceDefinition, made from the models: `python -m kvquant.api.crd [--check]`.
 
 The API server takes only "structural" schemas, a strict subset of what pydantic writes: no `$ref`,
 no `const`, no union with null. `structural` rewrites one into the other and raises on whatever has
@@ -24,6 +24,9 @@ from kvquant.api.v1alpha1 import KVQuantRollout, Spec, Status
 Schema = dict[str, Any]
 
 FILE_NAME = f"{names.GROUP}_{names.PLURAL}.yaml"
+DIRECTORIES = (Path("crds"), Path("charts/kvquant-operator/files/crds"))
+"""For `kubectl apply`, and for the chart, which cannot reach beyond its own folder."""
+
 HEADER = "# Generated from the models in operator/kvquant/api by `python -m kvquant.api.crd`.\n"
 
 PRINTER_COLUMNS = (
@@ -221,36 +224,37 @@ def render() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the CRD's file, or check that it is current. Return the exit status."""
+    """Write the CRD's files, or check that they are current. Return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m kvquant.api.crd",
         description="Write the CustomResourceDefinition that belongs to the models.",
     )
     parser.add_argument(
-        "directory",
-        nargs="?",
-        default="crds",
+        "directories",
+        nargs="*",
+        default=DIRECTORIES,
         type=Path,
-        help="where the file lies (default: crds)",
+        help=f"where the file lies (default: {' '.join(str(path) for path in DIRECTORIES)})",
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 if the file is out of date"
     )
     options = parser.parse_args(arguments)
-    path: Path = options.directory / FILE_NAME
     text = render()
-    if options.check:
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            return 0
-        sys.stderr.write(
-            f"{path} does not match the models in operator/kvquant/api: "
-            f"run `python -m kvquant.api.crd {options.directory}` and commit the result\n"
-        )
-        return 1
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    sys.stdout.write(f"wrote {path}\n")
-    return 0
+    stale = 0
+    for directory in options.directories:
+        path: Path = directory / FILE_NAME
+        if not options.check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            sys.stdout.write(f"wrote {path}\n")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale = 1
+            sys.stderr.write(
+                f"{path} does not match the models in operator/kvquant/api: "
+                f"run `python -m kvquant.api.crd {directory}` and commit the result\n"
+            )
+    return stale
 
 
 if __name__ == "__main__":
