@@ -73,9 +73,10 @@ def _victims(stage: Stage, toll: Toll) -> dict[str, Callable[[], bool]]:
         return True
 
     def prometheus() -> bool:
-        # At 100 % the baseline is compared by what was stored of the step before. Without that, the
-        # rollout waits for a person to decide, by design.
-        if stage.weights[-1:] == [100]:
+        # In the last step, the canary's latency is compared with the baseline's of the first step,
+        # when that had the same load. Once that is lost with the store, the rollout waits for a
+        # person to decide, by design.
+        if stage.weights[-1:] not in ([], [0], [STEPS[0]]):
             return False
         return stage.kill_and_replace(addons.PROMETHEUS_NAMESPACE, app="prometheus")
 

@@ -121,8 +121,8 @@ def _no_jobs(world: World) -> Problem | None:
         return None
     return Problem(
         "EvaluationRefused",
-        f"The operator may not see Jobs ({world.jobs_refused}): apply the ClusterRole of this "
-        "release, examples/install/operator.yaml.",
+        f"The operator may not see Jobs ({world.jobs_refused}): upgrade the operator's chart, "
+        "or apply examples/install/operator.yaml of this release.",
     )
 
 

@@ -53,7 +53,7 @@ a pipe, `status --watch` prints a line for each change instead of redrawing.
 
 ## Rights
 
-`examples/install/operator.yaml` brings the roles. None of them is cluster-admin.
+The chart, and `examples/install/operator.yaml`, bring the roles. None of them is cluster-admin.
 
 - **`status`, `report`**: ClusterRole `kvquant-view` in the rollout's namespace; for `-A`, in the
   whole cluster. It is part of the cluster's role `view`.
