@@ -123,7 +123,7 @@ def fleet(
             "KVQUANT_XDS_PORT": str(xds),
             "KVQUANT_METRICS_PORT": str(metrics),
             "KVQUANT_HEALTH_PORT": str(health),
-            "KVQUANT_LEASE_SECONDS": "6",
+            "KVQUANT_LEASE_SECONDS": "5",
         }
         log = tmp_path / f"log-{number}"
         with log.open("wb") as file:

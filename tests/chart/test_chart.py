@@ -204,7 +204,7 @@ def test_services_and_policies_reach_ports_that_the_pod_has(rendered: Rendered) 
 
 def test_several_replicas_agree_on_a_leader_and_one_asks_nobody(rendered: Rendered) -> None:
     several, alone = rendered(), rendered({"replicas": 1})
-    assert environment(several)["KVQUANT_LEASE_SECONDS"] == "6"
+    assert environment(several)["KVQUANT_LEASE_SECONDS"] == "5"
     assert "KVQUANT_LEASE_SECONDS" not in environment(alone)
     for documents, labels in ((several, {names.LABEL_LEADER: "true"}), (alone, {})):
         selector = one(documents, "Service", "kvquant-xds")["spec"]["selector"]

@@ -173,7 +173,7 @@ def envoy_bootstrap(router: Bootstrap) -> Json:
                         "envoy_grpc": {
                             "cluster_name": XDS_CLUSTER,
                             "retry_policy": {
-                                "retry_back_off": {"base_interval": "0.5s", "max_interval": "5s"}
+                                "retry_back_off": {"base_interval": "0.5s", "max_interval": "2s"}
                             },
                         }
                     }
