@@ -33,7 +33,7 @@ LOST_BEFORE, LOST_AFTER = 15.0, 45.0
 those sent to its address until it is out of the Service. Kubernetes' controllers do that, which
 take half a minute to begin anew after the API server was killed."""
 ENDS_WITHIN = 600.0
-PAUSE = (3.0, 25.0)
+PAUSE = (2.0, 12.0)
 """Seconds between two kills, at least and at most. Anything needs some seconds to come back, and a
 rollout moves only while operator, routers and Prometheus are all there."""
 

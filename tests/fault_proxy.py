@@ -60,7 +60,8 @@ class FaultProxy:
     Attributes:
         upstream: URL of the API server.
         trust: How to verify it, and who to be where no token is passed on.
-        port: Port to which it listens on loopback.
+        host: Address at which it listens; loopback unless pods have to reach it.
+        port: Port of that address.
         odds: What goes wrong from now on; a test may change it at any time.
         owed: What goes wrong with the next requests whatever the odds, in any order: chance alone
             would leave out a kind in one run of many.
@@ -70,6 +71,7 @@ class FaultProxy:
 
     upstream: str
     trust: ssl.SSLContext
+    host: str = "127.0.0.1"
     port: int = 0
     odds: Odds = CALM
     owed: list[str] = field(default_factory=list)
@@ -127,7 +129,7 @@ class FaultProxy:
             runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
             await runner.setup()
             try:
-                site = web.TCPSite(runner, "127.0.0.1", 0)
+                site = web.TCPSite(runner, self.host, 0)
                 await site.start()
                 self.port = runner.addresses[0][1]
                 self._listens.set()

@@ -7,13 +7,39 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from kvquant.api.v1alpha1 import Spec
 from kvquant.ports import Object
 from tests.site import rollout
 
-WHOLE = rollout(
+OPTIONAL = rollout(
     engine={"type": "vllm", "container": "vllm", "fingerprint": True},
+    kvCache={"dtype": "fp8", "headDim": 128},
+    traffic={"router": {"name": "llama-router", "hashHeader": "x-session"}},
+    alerts=[{"match": {"severity": "critical"}, "policy": "pause"}],
+    analysis={
+        "oomRetries": {"maxRestarts": 2},
+        "custom": [
+            {
+                "name": "toolErrors",
+                "ratio": {"events": "errors", "total": "calls"},
+                "direction": "decrease",
+                "tolerancePercent": 2,
+            },
+            {
+                "name": "rerank",
+                "latency": {"histogram": "rerank_seconds", "percentile": 90},
+                "tolerancePercent": 9,
+            },
+        ],
+    },
+    shadow={
+        "engineKeySecret": {"name": "engine", "key": "api-key"},
+        "patterns": [{"name": "TICKET", "pattern": "T-[0-9]{6}"}],
+        "log": {"url": "s3://audit/shadow", "secretName": "audit"},
+    },
     evaluation={
         "dataset": {"url": "s3://sets/rag.jsonl", "secretName": "sets"},
+        "model": "llama",
         "marginPercent": 3,
         "deadline": "30m",
         "onInconclusive": "proceed",
@@ -21,7 +47,11 @@ WHOLE = rollout(
     },
     promotion={"rollbackWindow": "1h", "oldPool": "Keep"},
 )["spec"]
-"""A spec with every optional part."""
+
+WHOLE: dict[str, Any] = Spec.model_validate(OPTIONAL).model_dump(
+    by_alias=True, exclude_none=True, mode="json"
+)
+"""A spec with every part that may stand beside the others, those included that have a default."""
 
 ODD: list[Any] = [
     *("", "x", "0s", "999999h", "1h1m1s", "int8", "auto", "Keep", "Promoted", "RollingBack", "ü\n"),

@@ -78,6 +78,10 @@ def _faults(value: Any, schema: Schema, path: str) -> Iterator[str]:
         supported = ", ".join(f'"{choice}"' for choice in schema["enum"])
         yield f'{path}: Unsupported value: "{value}": supported values: {supported}'
     if isinstance(value, dict):
+        yield from _bounds(len(value), schema, "minProperties", "maxProperties", path)
+        if isinstance(schema.get("additionalProperties"), dict):
+            for name, inner_value in value.items():
+                yield from _faults(inner_value, schema["additionalProperties"], f"{path}.{name}")
         for name in schema.get("required", ()):
             if name not in value:
                 yield f"{path}.{name}: Required value"
