@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvquant.api.v1alpha1 import Phase, Pool, Status, parse_duration
 from kvquant.config import OperatorConfig
+from kvquant.core.plan import Plan
 from kvquant.core.record import fingerprint
 from kvquant.core.router_manifests import slot_service
 from kvquant.core.shadow_manifests import LOG_DIRECTORY, ShadowSpec, shadow_objects
@@ -21,14 +22,23 @@ WANTED = frozenset({Phase.VERIFYING, Phase.EVALUATING, Phase.SHADOWING})
 phase begins."""
 
 
-def wanted(status: Status, percent: int) -> bool:
+LOAD_AT_ONCE = 64
+"""Requests under way at most that are there to give the canary load. What is not under way waits,
+and what waits for long is dropped: load that an engine cannot take is no load."""
+LOAD_ANSWER_TOKENS = 8192
+"""Longest answer of theirs: the client's own limit counts, where it is lower."""
+
+
+def wanted(status: Status, plan: Plan) -> bool:
     """Tell whether the shadow service must be there.
 
     Args:
         status: The rollout's.
-        percent: Share of the requests that the spec wants copied.
+        plan: What the spec asks for.
     """
-    return percent > 0 and status.phase in WANTED
+    if status.phase is Phase.PROGRESSING:
+        return plan.shadow.match_load
+    return plan.shadow.percent > 0 and status.phase in WANTED
 
 
 def objects(
@@ -66,6 +76,8 @@ def objects(
         patterns=tuple(UserPattern(name=p.name, pattern=p.pattern) for p in spec.patterns),
         log=log,
     )
+    if status.phase is Phase.PROGRESSING:
+        settings = _load_only(settings, Plan.of(rollout.spec), baseline)
     key = spec.engine_key_secret
     return shadow_objects(
         ShadowSpec(
@@ -80,6 +92,21 @@ def objects(
             engine_key=None if key is None else (key.name, key.key),
             volume_mi=spec.log.max_size_mi,
         )
+    )
+
+
+def _load_only(settings: ShadowSettings, plan: Plan, baseline: Pool) -> ShadowSettings:
+    """Return the settings of a service that tops the canary up, the same in every step."""
+    return settings.model_copy(
+        update={
+            "load_only": True,
+            # Never 0, which would be no limit.
+            "percent": max(1.0, 100 * plan.most_topped_up(baseline.replicas)),
+            "concurrency": LOAD_AT_ONCE,
+            "max_answer_tokens": LOAD_ANSWER_TOKENS,
+            "noise_percent": 0,
+            "saturation_probe": False,
+        }
     )
 
 

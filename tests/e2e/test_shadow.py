@@ -15,7 +15,7 @@ import pytest
 from kvdemo import traces
 from kvquant.api.v1alpha1 import Phase, Verdict
 from kvquant.core.shadow_settings import CITATIONS, SATURATED
-from tests.e2e.stage import ROUTER, SHADOWED, Stage, cause_of, failures, processes
+from tests.e2e.stage import QUICK, ROUTER, SHADOWED, Stage, cause_of, failures, processes
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(420)]
@@ -160,3 +160,30 @@ def _copy(stage: Stage, body: bytes) -> int:
 
 def _answers(stage: Stage) -> bool:
     return _copy(stage, b"{}") != 0
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_a_canary_that_is_slow_in_a_crowd_is_found_at_a_tenth_of_the_traffic_when_it_is_topped_up(
+    stage: Stage,
+) -> None:
+    stage.serve(faults="fp8:crowd_slowdown=4")
+    ladder: dict[str, Any] = {
+        "steps": [{"weight": 10, "soak": "5s"}, {"weight": 100}],
+        "analysis": {**QUICK["analysis"], "p99": {"tolerancePercent": 40}},
+    }
+    stage.roll_out("alone", "fp8", **ladder)
+    load = stage.send(max_tokens=(300, 700))
+    stage.until_settled("alone", Phase.ROLLED_BACK, 400)
+    assert stage.weights == [0, 10, 80, 0], "with a tenth of the load it is as quick as the others"
+    stage.cluster.kubectl("delete", "kvqr", "alone", "-n", stage.namespace, "--timeout=90s")
+
+    stage.weights.clear()
+    stage.roll_out("topped", "fp8", **ladder, shadow={"percent": 0, "matchLoad": True})
+    status = stage.until("topped", lambda s: s.weights.canary == 10, 120, "it should get a tenth")
+    assert status.weights.mirror == 80
+    status = stage.until_settled("topped", Phase.ROLLED_BACK, 400)
+    assert stage.weights == [0, 10, 0]
+    assert cause_of(status).reason == "AnalysisFailed"
+    load.stop()
+    assert not failures(load)

@@ -30,7 +30,7 @@ from kvquant.core.observation import (
     RouterView,
 )
 from kvquant.core.plan import Plan, spec_hash
-from kvquant.core.turn import DECISIONS_KEPT, Decision
+from kvquant.core.turn import DECISIONS_KEPT, Decision, Turn
 from tests.fakes.metrics import arm
 from tests.fakes.reports import report
 
@@ -224,6 +224,20 @@ def test_a_pod_that_routers_do_not_find_healthy_gets_no_copies(
     assert after.decisions[-1].reason == reason
     known = turn(after, evidence=Evidence(NOW, arm(), replace(arm(), healthy=1.0))).status
     assert known.weights.mirror == PLAN.shadow.percent
+
+
+def test_a_step_tops_the_canary_up_unless_it_is_killed_or_an_alert_fires() -> None:
+    spec = SPEC.model_copy(update={"shadow": SPEC.shadow.model_copy(update={"match_load": True})})
+    plan = Plan.of(spec)
+    turned = Turn(plan, seen(), NOW, status(Phase.PROGRESSING, step=1))
+    turned.commit_weights()
+    assert turned.status.weights == Weights(baseline=90, canary=10, mirror=35)
+    turned.set(killed=True)
+    turned.commit_weights()
+    assert turned.status.weights == Weights(baseline=100, canary=0, mirror=0)
+    turned.set(killed=False)
+    turned.enter(Phase.ROLLING_BACK)
+    assert turned.status.weights.mirror == 0
 
 
 def test_an_outage_of_prometheus_is_no_reason_to_give_up() -> None:

@@ -66,6 +66,7 @@ GOOD = Evidence(BEGIN, arm(), arm())
 
 SHADOWS: list[dict[str, Any]] = [
     {"percent": 0},
+    {"percent": 0, "matchLoad": True},
     {"percent": 5, "minPairs": 60, "soak": "1m"},
     {
         "percent": 50,
@@ -106,7 +107,7 @@ ANSWERS = [None, ShadowEvidence(), pairs(40), pairs(400), pairs(400, **{CITATION
 def spec(
     ladder: tuple[int, ...],
     old_pool: str = "ScaleToZero",
-    shadow: dict[str, Any] = SHADOWS[1],
+    shadow: dict[str, Any] = SHADOWS[2],
     evaluation: dict[str, Any] | None = None,
 ) -> Spec:
     return Spec.model_validate(
@@ -130,7 +131,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.now = BEGIN
         self.status = Status()
         self.asked = Requests()
-        self.shadow = SHADOWS[1]
+        self.shadow = SHADOWS[2]
         self.evaluation: dict[str, Any] | None = None
         self.spec = spec(LADDERS[0])
         self.containers = 0
@@ -369,8 +370,14 @@ class RolloutMachine(RuleBasedStateMachine):
             if spec_hash(self.spec) == status.spec_hash:
                 expected = Plan.of(self.spec).weight(status.step)
         assert (status.weights.canary, status.weights.baseline) == (expected, 100 - expected)
-        copies = status.phase is Phase.SHADOWING and not status.killed
-        assert status.weights.mirror == 0 or (copies and self.shadow.get("percent") != 0)
+        copies = status.phase is Phase.SHADOWING and self.shadow.get("percent") != 0
+        if status.phase is Phase.PROGRESSING:
+            assert status.baseline is not None
+            copies = bool(self.shadow.get("matchLoad"))
+            if spec_hash(self.spec) == status.spec_hash and not status.killed:
+                most = Plan.of(self.spec).top_up(status.step, status.baseline.replicas)
+                assert status.weights.mirror in (0, most)
+        assert status.weights.mirror == 0 or (copies and not status.killed)
 
     @invariant()
     def the_status_survives_the_api_server(self) -> None:

@@ -47,6 +47,34 @@ def test_no_canary_pod_gets_more_load_than_a_baseline_pod_had(weight: int, basel
     assert weight * pods <= 100 * replicas
 
 
+def topped(**shadow: object) -> Plan:
+    return Plan.of(a_spec(shadow={"matchLoad": True, **shadow}))
+
+
+@pytest.mark.parametrize(
+    ("pods", "copied"), [(1, [80, 50, 0, 0]), (4, [12, 0, 0, 0]), (10, [0, 0, 0, 0])]
+)
+def test_a_canary_is_topped_up_to_the_load_of_a_baseline_pod(pods: int, copied: list[int]) -> None:
+    # 10 % for one pod of the canary, 90 % for four of the baseline: 12.5 % are lacking.
+    plan = topped()
+    assert [plan.top_up(step, pods) for step in (1, 2, 3, 4)] == copied
+    assert plan.top_up(0, pods) == 0
+    # Whether requests are compared beforehand is another matter.
+    assert topped(percent=0).top_up(1, pods) == copied[0]
+    assert Plan.of(a_spec()).top_up(1, pods) == 0
+
+
+@given(st.integers(1, 4), st.integers(0, 200))
+def test_no_canary_pod_is_topped_up_beyond_a_baseline_pod(step: int, baseline: int) -> None:
+    plan, pods = topped(), max(1, baseline)
+    weight, copies = plan.weight(step), plan.top_up(step, baseline)
+    assert 0 <= copies <= 100 - weight
+    if copies:
+        theirs = (100 - weight) / pods
+        assert (weight + copies) / replicas_for(weight, pods) <= theirs
+    assert copies <= plan.most_topped_up(baseline) * (100 - weight) + 1e-9
+
+
 @given(st.integers(0, 99), st.integers(0, 59), st.integers(0, 59))
 def test_durations_add_up(hours: int, minutes: int, seconds: int) -> None:
     text = f"{hours}h{minutes}m{seconds}s"

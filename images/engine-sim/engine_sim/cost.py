@@ -49,13 +49,15 @@ class StepCost:
         growth = self.per_context * batch.decodes * batch.repeats * (batch.repeats - 1) / 2
         return once * batch.repeats + growth
 
-    def scaled(self, *, decode: float = 1.0, prefill: float = 1.0) -> "StepCost":
-        """Return the cost with decoding and prefilling slower by these factors."""
+    def scaled(
+        self, *, decode: float = 1.0, prefill: float = 1.0, crowd: float = 1.0
+    ) -> "StepCost":
+        """Return the cost with decoding, prefilling and each request in a batch slower."""
         return replace(
             self,
             base=self.base * decode,
-            per_decode=self.per_decode * decode,
-            per_context=self.per_context * decode,
+            per_decode=self.per_decode * decode * crowd,
+            per_context=self.per_context * decode * crowd,
             prefill_step=self.prefill_step * prefill,
             per_prefill=self.per_prefill * prefill,
             per_attended=self.per_attended * prefill,

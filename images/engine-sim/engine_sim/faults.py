@@ -21,6 +21,7 @@ class Faults:
     Attributes:
         decode_slowdown: factor on the time of decoding.
         prefill_slowdown: factor on the time of computing prompts.
+        crowd_slowdown: factor on what each request in a batch adds to the time of decoding.
         ignore_dtype: the flag is accepted and reported, but the cache stays 16-bit.
         error_rate: share of requests answered with HTTP 500.
         exit_after: the engine dies while serving the request of this number.
@@ -39,6 +40,7 @@ class Faults:
 
     decode_slowdown: float = 1.0
     prefill_slowdown: float = 1.0
+    crowd_slowdown: float = 1.0
     ignore_dtype: bool = False
     error_rate: float = 0.0
     exit_after: int | None = None
@@ -90,6 +92,7 @@ def _count(text: str) -> int:
 _VALUED: dict[str, tuple[Callable[[str], float | int], str]] = {
     "decode_slowdown": (_factor, "a factor above 0, at most 1000, e.g. decode_slowdown=3"),
     "prefill_slowdown": (_factor, "a factor above 0, at most 1000, e.g. prefill_slowdown=3"),
+    "crowd_slowdown": (_factor, "a factor above 0, at most 1000, e.g. crowd_slowdown=4"),
     "error_rate": (_share, "a share from 0 to 1, e.g. error_rate=0.2"),
     "exit_after": (_count, "a number of requests, e.g. exit_after=100"),
     "exit_at_kv_usage": (_share, "a share from 0 to 1, e.g. exit_at_kv_usage=0.9"),

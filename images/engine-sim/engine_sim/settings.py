@@ -156,7 +156,11 @@ def resolve(options: argparse.Namespace, environment: Mapping[str, str]) -> Sett
             options.scheduler_reserve_full_isl,
             options.watermark,
         ),
-        cost=cost.scaled(decode=wrong.decode_slowdown, prefill=wrong.prefill_slowdown),
+        cost=cost.scaled(
+            decode=wrong.decode_slowdown,
+            prefill=wrong.prefill_slowdown,
+            crowd=wrong.crowd_slowdown,
+        ),
         faults=wrong,
         quality=quality_of(effective.name, wrong, long_tokens),
         place=environment.get("HOSTNAME", ""),

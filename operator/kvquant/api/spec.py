@@ -249,6 +249,11 @@ class Shadow(Model):
     saturation_probe: bool = True
     """Whether the canary's cache is filled now and then while it has no users, to see whether it
     still gives the right JSON and finds what stands in a long text. The baseline is left alone."""
+    match_load: bool = False
+    """Whether the canary's pods are topped up with copies of requests, in each step in which they
+    have less load than the baseline's, to the same load per pod: what their users then see of the
+    canary's latency holds for more load, too. Costs the users of the canary what a fuller pool
+    costs, and the baseline nothing. Independent of `percent`."""
     engine_key_secret: SecretKey | None = None
     """Where the API key is that the engines ask for (`--api-key` of vLLM). The keys of users are
     never used. Default: the engines ask for none."""

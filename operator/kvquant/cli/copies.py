@@ -48,6 +48,12 @@ def section(
         room: Lines that there are, at least; None for as many as it takes. Signals that passed are
             left out first.
     """
+    if document.phase is Phase.PROGRESSING and document.weights.mirror:
+        told = (
+            f"of {document.weights.mirror} % of the generation requests give the canary as much "
+            "load per pod as the baseline has"
+        )
+        return [*_labelled([told], paint, width), ""]
     shadow = document.shadow
     if shadow is None:
         if document.phase is not Phase.SHADOWING:

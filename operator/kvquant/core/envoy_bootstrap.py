@@ -41,9 +41,6 @@ STATS_PORT = 9902
 LAYER = "kvquant"
 """Name of the runtime layer, and of the RTDS resource, that the weights service serves."""
 SUM_OF_WEIGHTS = 100
-MOST_MIRRORED = 50
-"""Largest share of requests that is copied, in per cent: each copy is computed three times."""
-
 INITIAL_FETCH_TIMEOUT = timedelta(seconds=3)
 """How long a starting router waits for the weights service before it serves what was committed."""
 # fmt: off
@@ -108,8 +105,8 @@ def check_weights(weights: Mapping[str, int]) -> None:
 
 def check_mirror(mirror: int) -> None:
     """Raise ValueError unless it is a share of requests that may be copied."""
-    if isinstance(mirror, bool) or not isinstance(mirror, int) or not 0 <= mirror <= MOST_MIRRORED:
-        raise ValueError(f"mirror is {mirror!r}: give whole per cents, 0 to {MOST_MIRRORED}")
+    if isinstance(mirror, bool) or not isinstance(mirror, int) or not 0 <= mirror <= 100:
+        raise ValueError(f"mirror is {mirror!r}: give whole per cents, 0 to 100")
 
 
 def runtime_layer(weights: Mapping[str, int], mirror: int = 0) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class PlannedShadow:
         decide_within: Length of the phase after which that is done.
         drift: Excess of the perplexity per token that is tolerated, as a fraction.
         answers: Share of the answers that the canary may spoil, as a fraction.
+        match_load: Whether the canary's pods are topped up to the baseline's load in each step.
     """
 
     percent: int = 0
@@ -49,6 +50,7 @@ class PlannedShadow:
     decide_within: timedelta = timedelta(hours=2)
     drift: float = 0.05
     answers: float = 0.02
+    match_load: bool = False
 
     @classmethod
     def of(cls, spec: Spec) -> PlannedShadow:
@@ -62,6 +64,7 @@ class PlannedShadow:
             decide_within=parse_duration(shadow.decide_within),
             drift=shadow.drift_percent / 100,
             answers=shadow.answers_percent / 100,
+            match_load=shadow.match_load,
         )
 
 
@@ -138,6 +141,25 @@ class Plan:
     def next_replicas(self, step: int, baseline_replicas: int, canary_replicas: int) -> int:
         """Return how many canary pods the step after will have; none are taken away on the way."""
         return max(canary_replicas, replicas_for(self.weight(step + 1), baseline_replicas))
+
+    def top_up(self, step: int, baseline_replicas: int) -> int:
+        """Return of how many requests a step copies to the canary alone, in per cent of all.
+
+        So many that a canary pod has as much to do as a baseline pod. A function of the plan, and
+        not of pods that are about to come: those that there are would get the others' load.
+        """
+        if not self.shadow.match_load or step <= 0:
+            return 0
+        weight = self.weight(step)
+        pods = max(1, baseline_replicas)
+        return max(0, (100 - weight) * replicas_for(weight, pods) // pods - weight)
+
+    def most_topped_up(self, baseline_replicas: int) -> float:
+        """Return the most copies of all steps, per request that the baseline answers."""
+        steps = range(1, len(self.steps) + 1)
+        return max(
+            self.top_up(step, baseline_replicas) / max(1, 100 - self.weight(step)) for step in steps
+        )
 
     def weight(self, step: int) -> int:
         """Return the canary's weight in a step, counted from 1; 0 before the first."""

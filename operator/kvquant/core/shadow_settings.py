@@ -172,6 +172,11 @@ class ShadowSettings(_Frozen):
     """Longest prompt, in tokens, whose answer is scored by log-likelihood; 0 turns it off."""
     scan_seconds: float = 2.0
     """Longest time that the search for personal data in one text may take."""
+    load_only: bool = False
+    """Whether copies are there to give the canary load: it alone is asked, at the length that the
+    client asked for, and nothing is compared or logged."""
+    canary_waiting: int = 8
+    """Requests waiting in a canary pod above which it gets no more load."""
     saturation_probe: bool = False
     """Whether the canary is filled, to see whether it still answers right."""
     patterns: tuple[UserPattern, ...] = ()

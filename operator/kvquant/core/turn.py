@@ -90,6 +90,8 @@ class Turn:
                 mirror = self.plan.shadow.percent
             elif self.status.phase is Phase.PROGRESSING:
                 canary = self.plan.weight(self.status.step)
+                if self.status.baseline is not None and not self.status.alerts:
+                    mirror = self.plan.top_up(self.status.step, self.status.baseline.replicas)
             elif self.status.phase is Phase.PROMOTED:
                 canary = 100
         self.set(weights=Weights(baseline=100 - canary, canary=canary, mirror=mirror))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import zlib
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import aiohttp
@@ -19,12 +20,13 @@ from kvquant.shadow import pods as addresses
 from kvquant.shadow import replaying, throttle
 from kvquant.shadow.allowance import Allowance
 from kvquant.shadow.discreet import described
+from kvquant.shadow.loading import Loader
 from kvquant.shadow.metrics import BASELINE_ARM, CANARY_ARM, Metrics
 from kvquant.shadow.pairs import Arm, Comparer
 from kvquant.shadow.pods import Pods, Resolve
 from kvquant.shadow.ports import Log, Sanitizer
 from kvquant.shadow.probing import PROMPTS, Prober, Round
-from kvquant.shadow.queue import WaitingJobs
+from kvquant.shadow.queue import Job, WaitingJobs
 from kvquant.shadow.receiving import Receiver
 from kvquant.shadow.replaying import Replayer
 from kvquant.shadow.share import Share
@@ -86,6 +88,7 @@ class Service:
         self._idle.set()
         self._probing = settings.saturation_probe
         self._loads: list[throttle.Load | None] = []
+        self._canary_loads: list[throttle.Load | None] = []
         self._held: str | None = "nothing measured yet"
         self._queue.gate(is_open=False)
         self.metrics.throttled(is_throttled=True)
@@ -119,20 +122,7 @@ class Service:
         mirrored, asked = self._receiver.server(), web.Server(self._told, access_log=None)
         async with replaying.client() as client:
             replayer = Replayer(client, self._clock, self._engine_key)
-            comparer = Comparer(
-                self._settings,
-                self._run,
-                self._baseline,
-                self._canary,
-                replayer=replayer,
-                sanitizer=self._sanitizer,
-                log=self._log,
-                metrics=self.metrics,
-                share=self._share,
-                threads=threads,
-                clock=self._clock,
-                now=lambda: datetime.now(UTC),
-            )
+            treat = self._treatment(replayer, threads)
             listeners = [
                 await loop.create_server(mirrored, host, port, backlog=512),
                 await loop.create_server(asked, host, metrics_port),
@@ -149,7 +139,7 @@ class Service:
                 asyncio.create_task(self._again(EXPIRE_SECONDS, self._expire)),
                 asyncio.create_task(self._probe(Prober(replayer, self._clock))),
                 *(
-                    asyncio.create_task(self._work(comparer))
+                    asyncio.create_task(self._work(treat))
                     for _ in range(self._settings.concurrency)
                 ),
             ]
@@ -173,17 +163,44 @@ class Service:
         except TimeoutError:
             logger.warning("the log was not closed within %g s", CLOSE_WITHIN)
 
-    async def _work(self, comparer: Comparer) -> None:
+    def _treatment(self, replayer: Replayer, threads: Executor) -> Callable[[Job], Awaitable[None]]:
+        """Return what is done with a copy: it is compared, or gives the canary load."""
+        if self._settings.load_only:
+            return Loader(
+                self._settings,
+                self._canary,
+                replayer=replayer,
+                sanitizer=self._sanitizer,
+                metrics=self.metrics,
+                threads=threads,
+                clock=self._clock,
+            ).load
+        return Comparer(
+            self._settings,
+            self._run,
+            self._baseline,
+            self._canary,
+            replayer=replayer,
+            sanitizer=self._sanitizer,
+            log=self._log,
+            metrics=self.metrics,
+            share=self._share,
+            threads=threads,
+            clock=self._clock,
+            now=lambda: datetime.now(UTC),
+        ).compare
+
+    async def _work(self, treat: Callable[[Job], Awaitable[None]]) -> None:
         while True:
             job = await self._queue.take()
             self._share.begin()
             self._decide()
             self._working(1)
             try:
-                await comparer.compare(job)
+                await treat(job)
             except Exception as error:
                 self.metrics.dropped("error")
-                logger.warning("a pair was given up: %s", described(error))
+                logger.warning("a copy was given up: %s", described(error))
             finally:
                 self._working(-1)
 
@@ -251,6 +268,10 @@ class Service:
         self._loads = await asyncio.gather(*(throttle.scrape(client, url) for url in urls))
         loads = zip(urls, self._loads, strict=True)
         self._share.look({url: load.finished if load else None for url, load in loads})
+        if self._settings.load_only:
+            self._canary_loads = await asyncio.gather(
+                *(throttle.scrape(client, url) for url in self._canary.pods.urls)
+            )
         self._decide()
 
     async def _expire(self) -> None:
@@ -258,10 +279,16 @@ class Service:
         self.metrics.queued(len(self._queue))
 
     def _decide(self) -> None:
-        """Let jobs go on only while both arms have pods and the baseline has something to spare."""
-        held = throttle.busy(
-            self._loads, self._settings.baseline_kv_usage, self._settings.baseline_waiting
-        )
+        """Let jobs go on only while both arms have pods, and who is asked has something to spare.
+
+        A canary that is given load is to be full: only its queue tells that it has enough.
+        """
+        if self._settings.load_only:
+            held = throttle.busy(self._canary_loads, math.inf, self._settings.canary_waiting)
+        else:
+            held = throttle.busy(
+                self._loads, self._settings.baseline_kv_usage, self._settings.baseline_waiting
+            )
         if not self._canary.pods.urls:
             held = "no canary pod"
         if held is None and self._share.used_up:

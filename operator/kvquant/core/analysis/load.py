@@ -10,7 +10,7 @@ import math
 
 from kvquant.core.analysis.report import Load
 from kvquant.core.analysis.samples import Tick
-from kvquant.core.analysis.signals import queues
+from kvquant.core.analysis.signals import added, queues
 from kvquant.core.analysis.table import BASELINE, CANARY, Batches
 
 STRETCH = 1.3
@@ -47,7 +47,11 @@ def judge_load(
     span = float(usable.seconds.sum())
     if span <= 0:
         return Load()
-    rates = [float(usable.side("started", arm).sum()) / span for arm in (BASELINE, CANARY)]
+    live = [float(usable.side("started", arm).sum()) / span for arm in (BASELINE, CANARY)]
+    rates = [
+        rate + float(added(usable, arm).sum()) / span
+        for arm, rate in zip((BASELINE, CANARY), live, strict=True)
+    ]
     pods = [float((usable.pods(arm) * usable.seconds).sum()) / span for arm in (BASELINE, CANARY)]
     if not all(map(math.isfinite, rates)) or rates[CANARY] <= 0:
         return Load()
@@ -71,9 +75,10 @@ def judge_load(
         )
     if tick.next_weight is None or tick.next_replicas is None:
         return Load(ratio, here, tested)
-    coming = sum(rates) * tick.next_weight / 100
+    # Users' requests are split between the arms; copies that give the canary load are not.
+    coming = sum(live) * tick.next_weight / 100
     after = coming / max(1, tick.next_replicas)
-    known = max(tested, base, carried_before, sum(rates) / pods[BASELINE])
+    known = max(tested, base, carried_before, sum(live) / pods[BASELINE])
     if after <= STRETCH * known:
         return Load(ratio, here, tested, after)
     needed = math.ceil(coming / (STRETCH * known))

@@ -168,7 +168,8 @@ def _slower(factor: float) -> str:
 
 def _history(known: Batches, batches: Batches) -> Batches:
     """Return the baseline's batches at about the load that a canary pod has now."""
-    loads = batches.side("started", CANARY) / batches.pods(CANARY) / batches.seconds
+    had = batches.side("started", CANARY) + signals.added(batches, CANARY)
+    loads = had / batches.pods(CANARY) / batches.seconds
     now = float(np.median(loads)) if len(loads) else 0.0
     if not now > 0:
         return known.where(np.zeros(len(known), dtype=np.bool_))

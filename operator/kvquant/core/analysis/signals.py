@@ -31,6 +31,10 @@ DEEP = 0.3
 """Share of an arm's requests that wait, in one batch after the other, at which it is at its limit
 beyond doubt."""
 
+MISALIGNED = 0.1
+"""Share by which what engines finished may differ from what routers saw end, for no more reason
+than that they were looked at in different moments, or asked by somebody's probe."""
+
 FEW = 4
 """Batches from which on it is known what a baseline pod carries."""
 
@@ -122,6 +126,22 @@ def _served(batches: Batches, arm: int) -> Array:
     return np.where(ended > 0, ended, finite(batches.side("finished", arm)))
 
 
+def added(batches: Batches, arm: int) -> Array:
+    """Return the requests of each batch that an arm's engines had beyond those of the routers.
+
+    Such are copies that the shadow service sends to give the canary load. Engines and routers are
+    not scraped at the same moment, so that the two are compared over all the batches, and a
+    difference of less than MISALIGNED counts as none.
+    """
+    ended = finite(batches.side("ended", arm))
+    told = np.isfinite(batches.side("finished", arm)) & (ended > 0)
+    theirs = float(ended[told].sum())
+    if theirs <= 0:
+        return np.zeros(len(batches))
+    share = float(batches.side("finished", arm)[told].sum()) / theirs - 1
+    return ended * share if share > MISALIGNED else np.zeros(len(batches))
+
+
 def carried(batches: Batches, arm: int, threshold: float) -> float:
     """Return the most requests per second that a pod of an arm has carried without a backlog.
 
@@ -136,6 +156,7 @@ def carried(batches: Batches, arm: int, threshold: float) -> float:
     near[:-1] |= backlog[1:]
     sound = (batches.fact("whole") * batches.fact("calm") > 0) & ~near
     served = np.minimum(batches.side("started", arm), batches.side("ended", arm))
+    served = served + added(batches, arm)
     rates = finite(served / batches.pods(arm) / batches.seconds)
     visits = batches.fact("visit").astype(np.int64)
     count = np.bincount(visits, weights=sound.astype(np.float64))
@@ -170,11 +191,12 @@ def less_delivered(
         return None
     some, limit = batches.where(backlog), limit[backlog]
     pods_b, pods_c = some.pods(BASELINE), some.pods(CANARY)
-    started, ended_b = some.side("started", CANARY), some.side("ended", BASELINE)
+    more = added(batches, CANARY)[backlog]
+    started, ended_b = some.side("started", CANARY) + more, some.side("ended", BASELINE)
     asked, theirs = started / pods_c, np.maximum(ended_b / pods_b, carried_before * some.seconds)
     wanted = np.where(limit, theirs, np.minimum(asked, theirs))
     # What timed out has ended, but was not delivered.
-    done = some.side("ended", CANARY) - finite(some.side("unanswered", CANARY))
+    done = some.side("ended", CANARY) - finite(some.side("unanswered", CANARY)) + more
     ratios = [(done + 0.5) / pods_c / wanted]
     with np.errstate(divide="ignore", invalid="ignore"):
         for name in ("tokens", "prompt_tokens"):
