@@ -74,6 +74,7 @@ def main() -> int:
         return 2
     start_http_server(config.metrics_port)
     if config.lease_seconds == 0:
+        telemetry.LEADER.set(1)
         return _lead(config, connection, archivist)
     leadership = _leadership(config)
     if not _await_turn(config, connection, leadership):
@@ -95,6 +96,7 @@ def _lead(config: OperatorConfig, connection: Connection, archivist: Archivist |
         port=config.xds_port,
     )
     traffic.start()
+    telemetry.watch_routers(traffic.everybody)
     registry = kopf.OperatorRegistry()
     metrics = _prometheus(config)
     alerts = AlertBoard(_now, polls=config.alerts_poll > 0)

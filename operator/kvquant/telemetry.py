@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import kopf
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from kvquant.api.v1alpha1 import DecisionKind, Phase, Status
+from kvquant.ports import Acknowledgement, RouterKey
+
+WHOSE = ["rollout_namespace", "rollout"]
+"""Labels of what concerns one rollout. A plain `namespace` would be the operator's own: Prometheus
+puts that on whatever it scrapes, and renames ours."""
 
 PHASE = Gauge(
     "kvquant_rollout_phase",
     "1 for the phase that a rollout is in, 0 for the others.",
-    ["namespace", "name", "phase"],
+    [*WHOSE, "phase"],
 )
 WEIGHT = Gauge(
     "kvquant_rollout_canary_weight_percent",
     "Committed share of the traffic that the canary gets.",
-    ["namespace", "name"],
+    WHOSE,
 )
-STEP = Gauge("kvquant_rollout_step", "Step in effect, from 1; 0 before.", ["namespace", "name"])
+STEP = Gauge("kvquant_rollout_step", "Step in effect, from 1; 0 before.", WHOSE)
 HELD = Gauge(
     "kvquant_rollout_held",
     "1 while a rollout waits for evidence or for something to become ready.",
-    ["namespace", "name"],
+    WHOSE,
+)
+HOLD_REASON = Gauge(
+    "kvquant_rollout_hold_reason",
+    "1 for the reason for which a rollout waits; no series while it does not.",
+    [*WHOSE, "reason"],
+)
+PHASE_STARTED = Gauge(
+    "kvquant_rollout_phase_started_timestamp_seconds",
+    "When the phase began that a rollout is in, or the step, in seconds since the epoch.",
+    WHOSE,
 )
 DECISIONS = Counter("kvquant_decisions_total", "Decisions by kind and reason.", ["kind", "reason"])
 PASS_SECONDS = Histogram(
@@ -34,6 +52,14 @@ PASS_SECONDS = Histogram(
 PASS_ERRORS = Counter(
     "kvquant_reconcile_errors_total", "Passes that ended in an error, by its class.", ["error"]
 )
+PROMETHEUS_READS = Counter(
+    "kvquant_prometheus_reads_total",
+    "Sets of queries that were sent to Prometheus, by their outcome.",
+    ["outcome"],
+)
+for _outcome in ("read", "failed"):
+    # A series that begins with its first event has no increase by it.
+    PROMETHEUS_READS.labels(_outcome)
 DIRECT_READS = Counter(
     "kvquant_direct_reads_total",
     "Reads that were sent to the API server because no watch could answer them, by kind.",
@@ -65,6 +91,10 @@ def report(namespace: str, name: str, before: Status, after: Status) -> None:
     STEP.labels(namespace, name).set(after.step)
     held = after.condition("Held")
     HELD.labels(namespace, name).set(1 if held is not None and held.status == "True" else 0)
+    reason = held.reason if held is not None and held.status == "True" else None
+    _hold_reason(namespace, name, reason)
+    if after.phase_started_at is not None:
+        PHASE_STARTED.labels(namespace, name).set(after.phase_started_at.timestamp())
     known = {(d.at, d.kind, d.reason) for d in before.decisions}
     for decision in after.decisions:
         if (decision.at, decision.kind, decision.reason) not in known:
@@ -75,8 +105,55 @@ def forget(namespace: str, name: str) -> None:
     """Stop exporting a rollout that is gone, so that no series outlives it."""
     for phase in Phase:
         PHASE.remove(namespace, name, phase.value)
-    for gauge in (WEIGHT, STEP, HELD):
+    for gauge in (WEIGHT, STEP, HELD, PHASE_STARTED):
         gauge.remove(namespace, name)
+    _hold_reason(namespace, name, None)
+
+
+_reasons: dict[tuple[str, str], str] = {}
+"""Why each rollout waits, as it was exported last."""
+
+
+def _hold_reason(namespace: str, name: str, reason: str | None) -> None:
+    before = _reasons.pop((namespace, name), None)
+    if before is not None and before != reason:
+        HOLD_REASON.remove(namespace, name, before)
+    if reason is not None:
+        _reasons[namespace, name] = reason
+        HOLD_REASON.labels(namespace, name, reason).set(1)
+
+
+class RouterPods(Collector):
+    """Tells how many pods of each router are connected, and apply the weights set last."""
+
+    def __init__(self, routers: Callable[[], Mapping[RouterKey, Acknowledgement]]) -> None:
+        """Make a collector.
+
+        Args:
+            routers: Returns every router that has weights, and how far its pods are.
+        """
+        self._routers = routers
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the family, as it is now."""
+        pods = GaugeMetricFamily(
+            "kvquant_router_pods",
+            "Pods of a router: connected to this operator, and applying the weights set last.",
+            labels=["router_namespace", "router", "state"],
+        )
+        for key, told in self._routers().items():
+            pods.add_metric([key.namespace, key.name, "connected"], told.connected)
+            pods.add_metric([key.namespace, key.name, "applied"], told.applied)
+        yield pods
+
+    def describe(self) -> Iterable[Metric]:
+        """Name the family, without asking anybody."""
+        return [GaugeMetricFamily("kvquant_router_pods", "")]
+
+
+def watch_routers(routers: Callable[[], Mapping[RouterKey, Acknowledgement]]) -> None:
+    """Export how far the pods of each router are, for as long as the process lives."""
+    REGISTRY.register(RouterPods(routers))
 
 
 def configure_logging(level: str) -> None:

@@ -19,7 +19,7 @@ from tests.chart.test_chart import EVERYTHING
 pytestmark = pytest.mark.apiserver
 
 CRD = "kvquantrollouts.kvquant.dev"
-NOT_SERVED = {"monitoring": {"podMonitors": False}}
+NOT_SERVED = {"monitoring": {"dashboard": True}}
 """Kinds of the Prometheus Operator, which this API server does not know."""
 
 

@@ -64,7 +64,13 @@ EVERYTHING: dict[str, Any] = {
         "metricsFrom": [{"namespaceSelector": {}}],
         "alertsFrom": [{"podSelector": {}}],
     },
-    "monitoring": {"podMonitors": True, "labels": {"release": "prometheus"}},
+    "monitoring": {
+        "podMonitors": True,
+        "rules": True,
+        "runbooks": "https://docs.example.com/runbooks",
+        "dashboard": True,
+        "labels": {"release": "prometheus"},
+    },
 }
 
 

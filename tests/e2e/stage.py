@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -154,6 +157,16 @@ class Stage:
             return len(metrics.cache_configs(self.namespace, names, datetime.now(UTC)))
         finally:
             metrics.close()
+
+    def query(self, text: str) -> list[Any]:
+        """Return what Prometheus answers to a query now."""
+        service = self.port.get("Service", addons.PROMETHEUS_NAMESPACE, "prometheus")
+        assert service is not None
+        url = f"http://{service['spec']['clusterIP']}:9090/api/v1/query"
+        body = urllib.parse.urlencode({"query": text}).encode()
+        with urllib.request.urlopen(url, body, timeout=10) as answer:
+            found: list[Any] = json.load(answer)["data"]["result"]
+        return found
 
     def roll_out(self, name: str, dtype: str, target: str = "llama", **spec: Any) -> None:
         """Apply a rollout that is quick unless `spec` says otherwise."""

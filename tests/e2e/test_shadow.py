@@ -15,6 +15,7 @@ import pytest
 from kvdemo import traces
 from kvquant.api.v1alpha1 import Phase, Verdict
 from kvquant.core.shadow_settings import CITATIONS, SATURATED
+from tests import dashboard
 from tests.e2e.stage import QUICK, ROUTER, SHADOWED, Stage, cause_of, failures, processes
 from tests.waiting import wait_until
 
@@ -34,6 +35,11 @@ def test_a_harmless_canary_passes_and_nothing_personal_is_left_anywhere(stage: S
     assert status.shadow.noise_pairs > 0
     assert status.weights.mirror == 0, "the copying ends with its phase"
     assert stage.weights[0] == 0
+
+    silent = {title for title, text in dashboard.queries() if not stage.query(text)}
+    assert silent <= {"Why rollouts wait", "Copies dropped"}, (
+        "the dashboard's panels show something"
+    )
 
     texts = traces.collect(stage.cluster, stage.namespace)
     records = [json.loads(line) for line in texts[traces.PAIRS].splitlines()]

@@ -14,7 +14,7 @@ from kvquant.api.v1alpha1 import Condition, DecisionKind, DecisionRecord, Phase,
 
 AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NAMESPACE, NAME = "inference", "telemetry-test"
-NAMES = {"namespace": NAMESPACE, "name": NAME}
+NAMES = {"rollout_namespace": NAMESPACE, "rollout": NAME}
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from kvquant import telemetry
 from kvquant.core.analysis.samples import Tick
 from kvquant.core.evidence import CacheConfig
 from kvquant.core.shadow_reading import ShadowEvidence, ShadowNeed
@@ -325,7 +326,9 @@ class SharedMetrics:
             return
         try:
             read()
+            telemetry.PROMETHEUS_READS.labels("read").inc()
         except MetricsError as error:
+            telemetry.PROMETHEUS_READS.labels("failed").inc()
             flight.error = str(error)
             raise
         except BaseException as error:

@@ -99,6 +99,12 @@ class Board:
         with self._lock:
             follower.acknowledged = max(follower.acknowledged, version)
 
+    def everybody(self) -> dict[RouterKey, Acknowledgement]:
+        """Return every router that has weights, and how far its pods are."""
+        with self._lock:
+            routers = list(self._postings)
+        return {router: self.acknowledged(router) for router in routers}
+
     def acknowledged(self, router: RouterKey) -> Acknowledgement:
         """Return how many pods are connected, and how many apply the weights set last."""
         with self._lock:

@@ -135,6 +135,10 @@ class XdsServer:
         """Return how many pods are connected and how many apply the weights set last."""
         return self._board.acknowledged(router)
 
+    def everybody(self) -> dict[RouterKey, Acknowledgement]:
+        """Return every router that is driven, and how far its pods are."""
+        return self._board.everybody()
+
     def forget(self, router: RouterKey) -> None:
         """Stop driving the router; its pods keep their last weights."""
         self._board.remove(router)
