@@ -29,6 +29,7 @@ from kvquant.adapters.prometheus_secret import MountedSecret
 from kvquant.adapters.shared_metrics import SharedMetrics
 from kvquant.adapters.tokens import TokenReviewer
 from kvquant.adapters.watching import WatchedCluster
+from kvquant.adapters.webhook import SecretWebhook
 from kvquant.alerting.access import Access
 from kvquant.alerting.board import AlertBoard
 from kvquant.alerting.polling import AlertPoller
@@ -39,6 +40,7 @@ from kvquant.core.scope import Scope
 from kvquant.errors import ClusterError
 from kvquant.handlers import register
 from kvquant.leading import Leadership, Terms, show_leader
+from kvquant.notifying import Notifier
 from kvquant.ports import AlertQueries
 from kvquant.reconciler import Reconciler, Ref
 from kvquant.router.auth import Authenticator
@@ -107,6 +109,7 @@ def _lead(config: OperatorConfig, connection: Connection, archivist: Archivist |
         actor.xds_ca = new.ca.decode()
 
     renewer = Renewer(identity, load, use, config.xds_host)
+    notifier = _notifier(config)
     loops = register(
         registry,
         Reconciler(
@@ -120,13 +123,15 @@ def _lead(config: OperatorConfig, connection: Connection, archivist: Archivist |
             archivist=archivist,
         ),
         config,
+        notifier,
     )
     cluster.changed = Waker(cluster.rollouts, actor.doubt, loops.wake_soon)
     alerts.wake = lambda namespace, name: loops.wake_soon(Ref(namespace, name))
     namespaces = config.namespaces
     ears: list[AlertPoller | AlertReceiver] = []
-    if archivist is not None:
-        archivist.start()
+    for worker in (archivist, notifier):
+        if worker is not None:
+            worker.start()
     try:
         for ear in _ears(config, alerts, metrics):
             ear.start()
@@ -148,8 +153,9 @@ def _lead(config: OperatorConfig, connection: Connection, archivist: Archivist |
     finally:
         for ear in ears:
             ear.stop()
-        if archivist is not None:
-            archivist.stop()
+        for worker in (archivist, notifier):
+            if worker is not None:
+                worker.stop()
         renewer.stop()
         cluster.close()
         traffic.stop()
@@ -215,6 +221,13 @@ def archivist_of(config: OperatorConfig, connection: Connection) -> Archivist | 
         # The URL is not repeated, as somebody may have put a password into it.
         raise ConfigError(f"KVQUANT_RECORD_URL cannot be written to: {error}") from None
     return Archivist(archive, KubernetesCluster(connection))
+
+
+def _notifier(config: OperatorConfig) -> Notifier | None:
+    """Return who tells others of rollouts; None where nobody is to be told."""
+    if not config.notify_folder:
+        return None
+    return Notifier(SecretWebhook(Path(config.notify_folder)), config.notify_format)
 
 
 def _prometheus(config: OperatorConfig) -> PrometheusMetrics:

@@ -11,6 +11,7 @@ from kvquant.core.scope import Scope
 from kvquant.errors import KVQuantError
 
 DEFAULT_NAMESPACE = "kvquant-system"
+NOTIFY_FORMATS = ("cloudevents", "slack")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -57,6 +58,10 @@ class OperatorConfig:
         record_url: Bucket or folder to which each decision is appended for good, besides the record
             in a ConfigMap: s3://bucket/prefix, gs://bucket/prefix or file:///folder. Credentials
             come from the environment, by the names that the vendor's tools read. Empty: nowhere.
+        notify_folder: Folder of a mounted Secret that names who is told what happens to rollouts,
+            read anew for each notification: url; and as for Prometheus token, username and
+            password, header.NAME, ca.crt, tls.crt and tls.key. Empty: nobody.
+        notify_format: cloudevents, or slack for what takes Slack's messages.
         lease_seconds: Seconds of silence after which another replica of the operator takes over
             from the one that decides; 0: this is the only replica, and it asks nobody.
         stuck_after: Seconds without a finished pass after which a rollout's loop counts as stuck.
@@ -88,6 +93,8 @@ class OperatorConfig:
     alerts_matchers: str = ""
     alerts_poll: float = 5.0
     record_url: str = ""
+    notify_folder: str = ""
+    notify_format: str = "cloudevents"
     lease_seconds: float = 0.0
     stuck_after: float = 300.0
     log_level: str = "INFO"
@@ -151,6 +158,8 @@ def _check(variable: str, value: str | float) -> None:
             Scope(**{_PROMQL[variable]: str(value)})
         except ValueError as error:
             raise ConfigError(f"{variable}: {error}") from None
+    if variable == "KVQUANT_NOTIFY_FORMAT" and value not in NOTIFY_FORMATS:
+        raise ConfigError(f"{variable}={value!r}: expected one of {', '.join(NOTIFY_FORMATS)}")
     if variable == "KVQUANT_LOG_LEVEL" and value not in LOG_LEVELS:
         raise ConfigError(f"{variable}={value!r}: expected one of {', '.join(LOG_LEVELS)}")
     if variable in _MAY_BE_OFF and value == 0:

@@ -7,6 +7,7 @@ KVQuantError
 │   └── Unavailable         429, 5xx, time-out, no connection: ask again later
 ├── MetricsError            Prometheus did not answer, or answered nonsense
 ├── ArchiveError            a bucket or folder did not take what it was given
+├── NotificationError       the receiver of notifications did not take one
 └── TemplateError           a pod template that cannot be turned into a canary
 """
 
@@ -39,6 +40,18 @@ class MetricsError(KVQuantError):
 
 class ArchiveError(KVQuantError):
     """A bucket or folder did not take what it was given."""
+
+
+class NotificationError(KVQuantError):
+    """The receiver of notifications did not take one.
+
+    Attributes:
+        final: Whether it will not take it later, either.
+    """
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 class TemplateError(KVQuantError):

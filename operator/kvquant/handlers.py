@@ -21,6 +21,7 @@ import kopf
 from kvquant import telemetry
 from kvquant.api import names
 from kvquant.config import OperatorConfig
+from kvquant.notifying import Notifier
 from kvquant.reconciler import Reconciler, Ref, Result
 from kvquant.world import kill_switch
 
@@ -81,9 +82,19 @@ class Loops:
 
 
 def register(
-    registry: kopf.OperatorRegistry, reconciler: Reconciler, config: OperatorConfig
+    registry: kopf.OperatorRegistry,
+    reconciler: Reconciler,
+    config: OperatorConfig,
+    notifier: Notifier | None = None,
 ) -> Loops:
-    """Register every handler and return the loops that they drive."""
+    """Register every handler and return the loops that they drive.
+
+    Args:
+        registry: Where to register them.
+        reconciler: What a pass does.
+        config: The operator's configuration.
+        notifier: Whom to tell besides what is posted as Events; None: nobody.
+    """
     loops = Loops()
     resource = (names.GROUP, names.VERSION, names.PLURAL)
 
@@ -172,7 +183,7 @@ def register(
         try:
             while not stopped:
                 loop.wake.clear()
-                result = await _pass(reconcile, ref, body)
+                result = await _pass(reconcile, ref, body, notifier)
                 if result is None:
                     wait = backoff * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not secrecy
                     backoff = min(backoff * 2, LONGEST_BACKOFF)
@@ -182,7 +193,7 @@ def register(
                 await _first_of(loop.wake, stopped, wait)
             reason = stopped.reason
             if reason is not None and kopf.DaemonStoppingReason.RESOURCE_DELETED in reason:
-                await _finalize(reconciler, ref, body, loop)
+                await _finalize(reconciler, ref, body, loop, notifier)
                 telemetry.forget(ref.namespace, ref.name)
         finally:
             # A loop that is left behind would count as stuck for ever.
@@ -198,12 +209,14 @@ def register(
     return loops
 
 
-async def _pass(function: Callable[[Ref], Result], ref: Ref, body: kopf.Body) -> Result | None:
+async def _pass(
+    function: Callable[[Ref], Result], ref: Ref, body: kopf.Body, notifier: Notifier | None
+) -> Result | None:
     """Run one pass in a thread and post its Events; None when it failed and was logged."""
     try:
         with telemetry.PASS_SECONDS.time():
             result = await asyncio.to_thread(function, ref)
-        _tell(ref, body, result)
+        _tell(ref, body, result, notifier)
     except Exception as error:
         # Nothing may end the daemon: kopf would not start it again in this process.
         telemetry.PASS_ERRORS.labels(type(error).__name__).inc()
@@ -212,12 +225,14 @@ async def _pass(function: Callable[[Ref], Result], ref: Ref, body: kopf.Body) ->
     return result
 
 
-def _tell(ref: Ref, body: kopf.Body, result: Result) -> None:
-    """Export what a pass has changed, and post its Events."""
+def _tell(ref: Ref, body: kopf.Body, result: Result, notifier: Notifier | None) -> None:
+    """Export what a pass has changed, post its Events and have them told."""
     if result.before is not None and result.after is not None:
         telemetry.report(ref.namespace, ref.name, result.before, result.after)
     for told in result.announcements:
         kopf.event(body, type=told.type, reason=told.reason, message=told.message)
+        if notifier is not None and result.after is not None:
+            notifier.tell(ref.namespace, ref.name, told, result.after)
         logger.info(
             "%s/%s %s: %s",
             ref.namespace,
@@ -228,10 +243,12 @@ def _tell(ref: Ref, body: kopf.Body, result: Result) -> None:
         )
 
 
-async def _finalize(reconciler: Reconciler, ref: Ref, body: kopf.Body, loop: Loop) -> None:
+async def _finalize(
+    reconciler: Reconciler, ref: Ref, body: kopf.Body, loop: Loop, notifier: Notifier | None
+) -> None:
     """Run the end of a deleted rollout until it may vanish; traffic leaves before pods do."""
     while True:
-        result = await _pass(reconciler.finalize, ref, body)
+        result = await _pass(reconciler.finalize, ref, body, notifier)
         if result is not None and result.done:
             return
         wait = FIRST_BACKOFF if result is None else result.requeue_after

@@ -131,6 +131,13 @@ class Archive(Protocol):
         """Write an object unless it is there already; the same again changes nothing."""
 
 
+class Webhook(Protocol):
+    """Who is told what happens to rollouts."""
+
+    def post(self, body: bytes, content_type: str) -> None:
+        """Send one notification; raise `NotificationError` when it was not taken."""
+
+
 class Clock(Protocol):
     """The present instant, with time zone."""
 

@@ -70,6 +70,9 @@ ALERT_NOTIFICATIONS = Counter(
     "Requests to the webhook receiver of alerts, by the HTTP status of the answer.",
     ["status"],
 )
+NOTIFICATIONS = Counter(
+    "kvquant_notifications_total", "Notifications of rollouts, by their outcome.", ["outcome"]
+)
 ARCHIVED = Counter("kvquant_archived_decisions_total", "Decisions written to the archive.")
 ARCHIVE_ERRORS = Counter(
     "kvquant_archive_errors_total", "Failures to write decisions to the archive."

@@ -31,6 +31,16 @@ SOON = 5.0
 
 
 @dataclass
+class FakeNotifier:
+    """Remembers what it was to tell."""
+
+    said: list[tuple[str, str, str, Phase]] = field(default_factory=list)
+
+    def tell(self, namespace: str, name: str, told: Announcement, status: Status) -> None:
+        self.said.append((namespace, name, told.reason, status.phase))
+
+
+@dataclass
 class FakeReconciler:
     """Passes as told: the next result or error of a list, then a long sleep."""
 
@@ -105,6 +115,7 @@ class Wiring:
     registry: kopf.OperatorRegistry
     loops: handlers.Loops
     posted: list[str]
+    told: FakeNotifier
 
     def handler(self, name: str) -> Callable[..., Any]:
         registries = (
@@ -176,8 +187,14 @@ def wiring(monkeypatch: pytest.MonkeyPatch) -> Wiring:
     monkeypatch.setattr(kopf, "event", lambda body, *, reason, **_: posted.append(reason))
     monkeypatch.setattr(handlers, "FIRST_BACKOFF", 0.001)
     reconciler, registry = FakeReconciler(), kopf.OperatorRegistry()
-    loops = handlers.register(registry, reconciler, OperatorConfig())  # type: ignore[arg-type]
-    return Wiring(reconciler, registry, loops, posted)
+    told = FakeNotifier()
+    loops = handlers.register(
+        registry,
+        reconciler,  # type: ignore[arg-type]
+        OperatorConfig(),
+        told,  # type: ignore[arg-type]
+    )
+    return Wiring(reconciler, registry, loops, posted, told)
 
 
 # What a loop survives.
@@ -366,6 +383,7 @@ async def test_decisions_become_events_and_metrics(wiring: Wiring) -> None:
         assert phase._value.get() == 1
         stopped.set(kopf.DaemonStoppingReason.RESOURCE_DELETED)
     assert wiring.posted == ["Started"]
+    assert wiring.told.said == [(REF.namespace, REF.name, "Started", Phase.PROVISIONING)]
     left = [
         s for m in telemetry.PHASE.collect() for s in m.samples if REF.name in s.labels.values()
     ]

@@ -47,10 +47,12 @@ def test_nothing_set_gives_every_default() -> None:
 
 def test_every_field_can_be_set_and_keeps_its_type() -> None:
     given = {"str": "WARNING", "int": "1234", "float": "12.5"}
-    texts = {
-        f.name: 'cluster="a"' if f.name.endswith("_matchers") else given[str(f.type)]
-        for f in fields(OperatorConfig)
+    choosy = {
+        "prometheus_matchers": 'cluster="a"',
+        "alerts_matchers": 'cluster="a"',
+        "notify_format": "slack",
     }
+    texts = {f.name: choosy.get(f.name, given[str(f.type)]) for f in fields(OperatorConfig)}
     environment = {f"KVQUANT_{name.upper()}": text for name, text in texts.items()}
     config = OperatorConfig.from_environment(environment)
     for field in fields(OperatorConfig):
