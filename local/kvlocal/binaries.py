@@ -95,6 +95,16 @@ def coredns() -> Path:
     return _build("coredns", version, [], "about a minute, once", {"CGO_ENABLED": "0"})
 
 
+def kstatus() -> Path:
+    """Return a command that tells what kstatus, the library of Flux and others, makes of an object.
+
+    Raises:
+        LocalError: It cannot be built.
+    """
+    version = _required("kstatus", "sigs.k8s.io/cli-utils")
+    return _build("kstatus", version, [], "half a minute, once", {"CGO_ENABLED": "0"})
+
+
 def prometheus() -> Path:
     """Return Prometheus with discovery in Kubernetes and nothing else, and without its pages.
 
