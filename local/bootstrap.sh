@@ -29,4 +29,6 @@ for name in kvquant kubectl-kvquant; do
   printf '#!%s\nimport sys\nfrom kvquant.cli import main\nsys.exit(main())\n' "$PWD/.venv/bin/python" > ".venv/bin/$name"
   chmod +x ".venv/bin/$name"
 done
+printf '#!%s\nfrom kvquant.cli.completing import main\nmain()\n' "$PWD/.venv/bin/python" > .venv/bin/kubectl_complete-kvquant
+chmod +x .venv/bin/kubectl_complete-kvquant
 touch ".venv/.made-of-$want"

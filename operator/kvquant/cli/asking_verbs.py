@@ -10,6 +10,7 @@ import click
 
 from kvquant.cli import verbs
 from kvquant.cli.asking import ask
+from kvquant.cli.completing import rollout_names
 from kvquant.cli.session import Session, Verb, with_session
 from kvquant.cli.times import Seconds
 
@@ -59,7 +60,7 @@ def asking_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _asking(verb: verbs.Verb, text: str, example: str) -> click.Command:
     @click.command(name=verb.name, cls=Verb, help=text, epilog=example)
-    @click.argument("name")
+    @click.argument("name", shell_complete=rollout_names)
     @asking_options
     @with_session
     def command(session: Session, name: str, reason: str | None, wait: float | None) -> None:

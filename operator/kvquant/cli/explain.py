@@ -11,6 +11,7 @@ import click
 
 from kvquant.api.v1alpha1 import DecisionKind
 from kvquant.cli import copies, rollouts
+from kvquant.cli.completing import rollout_names
 from kvquant.cli.errors import Failure
 from kvquant.cli.explanation import DecisionDocument, ExplanationDocument, PoolDocument, explanation
 from kvquant.cli.paint import Paint, tame
@@ -39,7 +40,7 @@ _KIND_STYLES = {
     {program} explain llama-fp8 -o json | jq '.decisions[] | select(.kind == "RollBack")'
     """,
 )
-@click.argument("name")
+@click.argument("name", shell_complete=rollout_names)
 @click.option(
     "--decision",
     type=click.IntRange(min=1),

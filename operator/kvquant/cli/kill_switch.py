@@ -15,6 +15,7 @@ from kvquant.api import names
 from kvquant.cli import rollouts, verbs
 from kvquant.cli.asking import ask, follow_up
 from kvquant.cli.asking_verbs import asking_options
+from kvquant.cli.completing import rollout_names
 from kvquant.cli.errors import Failure, explain
 from kvquant.cli.session import OPERATOR_NAMESPACE, Session, Verb, with_session
 from kvquant.cli.times import stamp
@@ -37,7 +38,7 @@ _ALL = click.option("--all", "everywhere", is_flag=True, help="Every rollout of 
     {program} kill --all --reason "incident 4711"
     """,
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=rollout_names)
 @_ALL
 @_OPERATOR_NAMESPACE
 @asking_options
@@ -72,7 +73,7 @@ def kill(
     {program} unkill --all
     """,
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=rollout_names)
 @_ALL
 @_OPERATOR_NAMESPACE
 @asking_options

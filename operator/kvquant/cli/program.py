@@ -7,6 +7,7 @@ import click
 from kvquant import __version__
 from kvquant.cli import asking_verbs, kill_switch, reading_verbs
 from kvquant.cli.backtest.verb import backtest
+from kvquant.cli.completing import completion
 from kvquant.cli.dataset.verb import dataset
 from kvquant.cli.evaluation.verb import evaluate
 from kvquant.cli.explain import explain
@@ -50,6 +51,7 @@ for _command in (
     backtest,
     dataset,
     evaluate,
+    completion,
     reading_verbs.version,
 ):
     kvquant.add_command(_command)

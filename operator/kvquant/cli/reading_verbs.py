@@ -13,6 +13,7 @@ from kvquant import __version__, errors
 from kvquant.api import names
 from kvquant.api.fields import Model
 from kvquant.cli import rollouts
+from kvquant.cli.completing import rollout_names
 from kvquant.cli.documents import ListDocument, RolloutDocument, describe
 from kvquant.cli.errors import Failure, explain
 from kvquant.cli.screen import screen, table
@@ -46,7 +47,7 @@ def dump(document: Model, *, compact: bool = False) -> str:
     {program} status llama-fp8 -o json | jq .waiting
     """,
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=rollout_names)
 @click.option("-A", "--all-namespaces", is_flag=True, help="Rollouts of every namespace.")
 @click.option(
     "-w",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvquant.cli import rollouts
+from kvquant.cli.completing import rollout_names
 from kvquant.cli.errors import Failure
 from kvquant.cli.files import write_whole
 from kvquant.cli.reading_verbs import OUTPUT, dump
@@ -41,7 +42,7 @@ PROGRESS_SECONDS = 5.0
     {program} eval llama-fp8 --dataset set.jsonl -o json | jq -r .outcome
     """,
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=rollout_names)
 @click.option(
     "--dataset",
     metavar="FILE",

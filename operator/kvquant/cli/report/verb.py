@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from kvquant.cli import rollouts
+from kvquant.cli.completing import rollout_names
 from kvquant.cli.files import write_whole
 from kvquant.cli.reading_verbs import dump
 from kvquant.cli.report import document, render
@@ -27,7 +28,7 @@ from kvquant.cli.times import Seconds
     {program} report llama-fp8 -o json | jq '.steps[].canary.p99Seconds'
     """,
 )
-@click.argument("name")
+@click.argument("name", shell_complete=rollout_names)
 @click.option(
     "-o",
     "--output",
