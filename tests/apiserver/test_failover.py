@@ -10,8 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,8 @@ class Fleet:
 @pytest.fixture
 def fleet(
     kubectl: Kubectl, kubeconfig: Path, connection: Connection, namespace: str, tmp_path: Path
-) -> Iterator[Fleet]:
+) -> Iterator[Callable[..., Fleet]]:
+    """Starts two operators, which agree on a leader or have namespaces of their own."""
     install = manifests.EXAMPLES / "install" / "operator.yaml"
     kubectl.ok("apply", "--server-side", "--force-conflicts", "-f", str(install))
     kubectl("delete", "lease", "kvquant-operator", "-n", HOME, "--ignore-not-found")
@@ -110,29 +111,35 @@ def fleet(
     document["users"][0]["user"] = {"token": token}
     credentials = tmp_path / "kubeconfig"
     credentials.write_text(yaml.safe_dump(document))
-    replicas = []
-    nobody, *ports = free_ports(7)
-    for number in range(2):
-        xds, metrics, health = ports[3 * number : 3 * number + 3]
-        environment = {
-            **os.environ,
-            "KUBECONFIG": str(credentials),
-            "KVQUANT_NAMESPACE": HOME,
-            "KVQUANT_WATCH_NAMESPACES": namespace,
-            "KVQUANT_PROMETHEUS_URL": f"http://127.0.0.1:{nobody}",
-            "KVQUANT_XDS_PORT": str(xds),
-            "KVQUANT_METRICS_PORT": str(metrics),
-            "KVQUANT_HEALTH_PORT": str(health),
-            "KVQUANT_LEASE_SECONDS": "5",
-        }
-        log = tmp_path / f"log-{number}"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "kvquant"], env=environment, stdout=file, stderr=file
-            )
-        replicas.append(Replica(process, metrics, health, log))
+    replicas: list[Replica] = []
+    namespaces = {namespace}
+
+    def start(lease: str = "5", watched: tuple[str, str] = (namespace, namespace)) -> Fleet:
+        nobody, *ports = free_ports(7)
+        namespaces.update(watched)
+        for number in range(2):
+            xds, metrics, health = ports[3 * number : 3 * number + 3]
+            environment = {
+                **os.environ,
+                "KUBECONFIG": str(credentials),
+                "KVQUANT_NAMESPACE": HOME,
+                "KVQUANT_WATCH_NAMESPACES": watched[number],
+                "KVQUANT_PROMETHEUS_URL": f"http://127.0.0.1:{nobody}",
+                "KVQUANT_XDS_PORT": str(xds),
+                "KVQUANT_METRICS_PORT": str(metrics),
+                "KVQUANT_HEALTH_PORT": str(health),
+                "KVQUANT_LEASE_SECONDS": lease,
+            }
+            log = tmp_path / f"log-{number}"
+            with log.open("wb") as file:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "kvquant"], env=environment, stdout=file, stderr=file
+                )
+            replicas.append(Replica(process, metrics, health, log))
+        return Fleet(replicas, KubernetesCluster(connection), kubectl, namespace)
+
     try:
-        yield Fleet(replicas, KubernetesCluster(connection), kubectl, namespace)
+        yield start
     finally:
         for replica in replicas:
             if replica.process.poll() is None:
@@ -141,59 +148,91 @@ def fleet(
             replica.process.wait(20)
         kubectl("delete", "secret", "kvquant-xds-tls", "-n", HOME, "--ignore-not-found")
         # Nobody is left to let a rollout go.
-        for rollout in KubernetesCluster(connection).list(names.KIND, namespace, {}):
-            name = rollout["metadata"]["name"]
-            kubectl("patch", "kvqr", name, "-n", namespace, "--type=merge", *NO_FINALIZERS)
+        for watched in namespaces:
+            for rollout in KubernetesCluster(connection).list(names.KIND, watched, {}):
+                name = rollout["metadata"]["name"]
+                kubectl("patch", "kvqr", name, "-n", watched, "--type=merge", *NO_FINALIZERS)
+
+
+@pytest.fixture
+def pair(fleet: Callable[..., Fleet]) -> Fleet:
+    """Two replicas, of which one leads."""
+    return fleet()
 
 
 def test_the_one_that_waits_is_alive_and_takes_over_when_the_leader_is_killed(
-    fleet: Fleet,
+    pair: Fleet,
 ) -> None:
-    leader, other = fleet.leader()
-    fleet.make("first")
-    fleet.decided("first", 30)
+    leader, other = pair.leader()
+    pair.make("first")
+    pair.decided("first", 30)
     wait_until(other.is_alive, 30, "the follower should say that it is alive")
     leader.process.kill()
     killed = time.monotonic()
-    fleet.make("second")
-    fleet.decided("second", 30)
+    pair.make("second")
+    pair.decided("second", 30)
     assert time.monotonic() - killed <= FAILOVER
     assert other.leads()
     wait_until(other.is_alive, 30, "the new leader should say that it is alive")
 
 
-def test_a_leader_that_is_told_to_go_hands_over_at_once(fleet: Fleet) -> None:
-    leader, _ = fleet.leader()
-    fleet.make("first")
-    fleet.decided("first", 30)
+def test_a_leader_that_is_told_to_go_hands_over_at_once(pair: Fleet) -> None:
+    leader, _ = pair.leader()
+    pair.make("first")
+    pair.decided("first", 30)
     leader.process.terminate()
     assert leader.process.wait(20) == 0
     gone = time.monotonic()
-    fleet.make("second")
-    fleet.decided("second", 30)
+    pair.make("second")
+    pair.decided("second", 30)
     # Well before the Lease would have ended by itself.
     assert time.monotonic() - gone < 5
 
 
 def test_one_that_was_frozen_while_another_took_over_ends_without_a_word_to_anybody(
-    fleet: Fleet,
+    pair: Fleet,
 ) -> None:
-    leader, other = fleet.leader()
+    leader, other = pair.leader()
     leader.process.send_signal(signal.SIGSTOP)
     wait_until(other.leads, 30, "the follower should take over", 0.1)
-    fleet.make("meanwhile")
-    fleet.decided("meanwhile", 30)
-    before = fleet.kubectl.ok("get", "kvqr", "meanwhile", "-n", fleet.namespace, "-o", VERSION)
+    pair.make("meanwhile")
+    pair.decided("meanwhile", 30)
+    before = pair.kubectl.ok("get", "kvqr", "meanwhile", "-n", pair.namespace, "-o", VERSION)
     leader.process.send_signal(signal.SIGCONT)
     assert leader.process.wait(20) == 1
     assert "Another operator has taken the Lease" in leader.log.read_text()
-    after = fleet.kubectl.ok("get", "kvqr", "meanwhile", "-n", fleet.namespace, "-o", VERSION)
+    after = pair.kubectl.ok("get", "kvqr", "meanwhile", "-n", pair.namespace, "-o", VERSION)
     assert before == after
     assert other.leads()
 
 
-def test_one_that_waits_goes_when_it_is_told_to(fleet: Fleet) -> None:
-    _, other = fleet.leader()
+def test_one_that_waits_goes_when_it_is_told_to(pair: Fleet) -> None:
+    _, other = pair.leader()
     wait_until(other.is_alive, 30, "the follower should say that it is alive")
     other.process.terminate()
     assert other.process.wait(10) == 0
+
+
+def test_two_shards_keep_to_their_own_namespaces(
+    fleet: Callable[..., Fleet], kubectl: Kubectl, namespace: str
+) -> None:
+    other = f"{namespace}-b"
+    kubectl.ok("create", "namespace", other)
+    try:
+        shards = fleet(lease="0", watched=(namespace, other))
+        wait_until(lambda: all(r.leads() for r in shards.replicas), 60, "both should lead", 0.1)
+        there = replace(shards, namespace=other)
+        for shard, name in ((shards, "here"), (there, "there")):
+            shard.make(name)
+            shard.decided(name, 30)
+        first, _ = shards.replicas
+        first.process.kill()
+        first.process.wait(10)
+        shards.make("nobodys")
+        there.make("still")
+        there.decided("still", 30)
+        left = shards.cluster.get(names.KIND, namespace, "nobodys")
+        assert left is not None
+        assert "status" not in left, "the other shard does not reach over"
+    finally:
+        kubectl("delete", "namespace", other, "--wait=false")
