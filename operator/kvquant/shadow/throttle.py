@@ -1,4 +1,4 @@
-"""Whether production can spare what a replay costs: read from the baseline's own metrics."""
+"""Whether an arm can spare what a replay costs: read from the metrics of its own pods."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def read(exposition: str) -> Load | None:
 
 
 def busy(loads: Sequence[Load | None], kv_usage: float, waiting: float) -> str | None:
-    """Return why the baseline has nothing to spare, in a word; None: it has.
+    """Return why an arm has nothing to spare, in a word; None: it has.
 
     Args:
         loads: Load of each of its pods; None: unknown, which counts as busy.
@@ -71,9 +71,9 @@ def busy(loads: Sequence[Load | None], kv_usage: float, waiting: float) -> str |
         waiting: Requests that may wait.
     """
     if not loads:
-        return "no baseline pod"
+        return "no pod"
     if any(load is None for load in loads):
-        return "baseline not measured"
+        return "load not measured"
     known = [load for load in loads if load is not None]
     if max(load.kv_usage for load in known) > kv_usage:
         return "kv cache"

@@ -54,8 +54,8 @@ def test_metrics_that_do_not_tell_it(exposition: str) -> None:
         ([Load(0.8, 0)], None),
         ([Load(0.1, 0), Load(0.81, 0)], "kv cache"),
         ([Load(0.1, 1), Load(0.1, 0)], "queue"),
-        ([Load(0.1, 0), None], "baseline not measured"),
-        ([], "no baseline pod"),
+        ([Load(0.1, 0), None], "load not measured"),
+        ([], "no pod"),
     ],
 )
 def test_the_busiest_pod_decides(loads: list[Load | None], reason: str | None) -> None:
