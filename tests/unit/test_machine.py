@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kvquant.api.v1alpha1 import (
+    AlertReport,
     DecisionKind,
     HandledRequests,
     Phase,
@@ -232,6 +233,10 @@ def test_a_step_tops_the_canary_up_unless_it_is_killed_or_an_alert_fires() -> No
     turned = Turn(plan, seen(), NOW, status(Phase.PROGRESSING, step=1))
     turned.commit_weights()
     assert turned.status.weights == Weights(baseline=90, canary=10, mirror=35)
+    alert = AlertReport.model_construct(name="KVCacheFull", fingerprint="f", since=NOW)
+    quiet = Turn(plan, seen(), NOW, turned.status.model_copy(update={"alerts": (alert,)}))
+    quiet.commit_weights()
+    assert quiet.status.weights == Weights(baseline=90, canary=10, mirror=0)
     turned.set(killed=True)
     turned.commit_weights()
     assert turned.status.weights == Weights(baseline=100, canary=0, mirror=0)

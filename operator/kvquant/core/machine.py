@@ -259,6 +259,9 @@ def _progressing(turn: Turn) -> None:
     if nobody_serves(turn):
         withdraw(turn)
         return
+    if turn.plan.shadow.match_load:
+        # Whether the canary is given load depends on the alerts, too.
+        turn.commit_weights()
     if turn.status.next_step is not None:
         turn.requeue_after = WATCHFUL
         if turn.seen.requests.paused:
