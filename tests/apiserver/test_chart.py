@@ -74,6 +74,9 @@ def test_a_release_is_installed_upgraded_rolled_back_and_removed(
     notes = release.upgrade({})
     assert f"kubectl -n {release.namespace} rollout status" in notes
     assert "every namespace" in notes
+    assert "set image.registry" in notes
+    elsewhere = {"image": {"registry": "registry.example.com/kvquant"}}
+    assert "WARNING" not in release.upgrade(elsewhere)
 
     def url() -> str:
         (found,) = yaml.safe_load(kubectl.ok(*deployment))["items"]
@@ -85,7 +88,7 @@ def test_a_release_is_installed_upgraded_rolled_back_and_removed(
     before = url()
     release.upgrade({"prometheus": {"url": "http://thanos.example.com:9090"}})
     assert url() == "http://thanos.example.com:9090"
-    release("rollback", release.name, "1")
+    release("rollback", release.name, "2")
     assert url() == before
     release("uninstall", release.name)
     left = kubectl.ok(
