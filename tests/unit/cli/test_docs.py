@@ -19,7 +19,7 @@ CALLED = re.compile(r"^\s*(?:kubectl kvquant|kubectl-kvquant|kvquant) (?=[a-z])"
 
 
 def command_lines(page: Path) -> Iterator[tuple[str, bool]]:
-    """Yield the calls in a page's blocks of shell, and those in its sentences, which may lack much."""
+    """Yield calls in blocks of shell, which are whole, and in sentences, which need not be."""
     text = page.read_text()
     for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
