@@ -173,7 +173,7 @@ def _answers(stage: Stage) -> bool:
 def test_a_canary_that_is_slow_in_a_crowd_is_found_at_a_tenth_of_the_traffic_when_it_is_topped_up(
     stage: Stage,
 ) -> None:
-    stage.serve(faults="fp8:crowd_slowdown=4")
+    stage.serve(faults="fp8:crowd_slowdown=6")
     ladder: dict[str, Any] = {
         "steps": [{"weight": 10, "soak": "5s"}, {"weight": 100}],
         "analysis": {**QUICK["analysis"], "p99": {"tolerancePercent": 40}},
