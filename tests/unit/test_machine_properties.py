@@ -165,6 +165,10 @@ class RolloutMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
 
+    @rule(seconds=st.sampled_from([-86_400, -601, -61, -1, 86_400]))
+    def the_clock_is_set(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+
     @rule(field=st.sampled_from(["paused", "killed"]), on=st.booleans())
     def hold_or_kill(self, field: str, on: bool) -> None:
         change: dict[str, Any] = {field: "Ada" if on else None}
