@@ -31,6 +31,7 @@ HOME = "kvquant-system"
 PASSWORD = "planted-password"
 API_KEY = "key-for-prometheus-51c0"
 BUCKET_KEY = "key-of-a-bucket-77ab"
+HOOK = "T0PLANTED-hook-of-somebody"
 ALERTS_TOKEN = "token-of-alertmanager-9d2f"
 
 
@@ -65,6 +66,8 @@ def told(
     (folder / "alerts-token").write_text(ALERTS_TOKEN)
     (folder / "prometheus").mkdir()
     (folder / "prometheus" / "header.X-Api-Key").write_text(API_KEY)
+    (folder / "notify").mkdir()
+    (folder / "notify" / "url").write_text(f"http://127.0.0.1:{nobody}/hooks/{HOOK}")
     environment = {
         **os.environ,
         "KUBECONFIG": str(credentials),
@@ -84,6 +87,8 @@ def told(
         "AWS_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "kvquant",
         "AWS_SECRET_ACCESS_KEY": BUCKET_KEY,
+        # Nor for those who are to be told.
+        "KVQUANT_NOTIFY_FOLDER": str(folder / "notify"),
         "KVQUANT_LOG_LEVEL": "DEBUG",
     }
     log = folder / "log"
@@ -103,6 +108,12 @@ def told(
                 lambda: "cannot be written to the archive yet" in log.read_text(),
                 60,
                 "the log tells that the bucket is away",
+                interval=0.5,
+            )
+            wait_until(
+                lambda: "A notification is not delivered yet" in log.read_text(),
+                60,
+                "the log tells that nobody can be told",
                 interval=0.5,
             )
             for token_shown, status in ((ALERTS_TOKEN, 400), (f"{ALERTS_TOKEN}x", 401)):
@@ -132,6 +143,7 @@ def told(
             "token of alerts": ALERTS_TOKEN,
             "key for Prometheus": API_KEY,
             "key of the bucket": BUCKET_KEY,
+            "address of notifications": HOOK,
             "key": kept["data"]["tls.key"][100:180],
             "the key's text": key.splitlines()[1],
             "any key": "PRIVATE KEY",
