@@ -265,6 +265,7 @@ def test_the_smallest_example_gets_every_default(kubectl: Kubectl, namespace: st
             "maxAnswerTokens": 256,
             "driftPercent": 5,
             "answersPercent": 2,
+            "matchLoad": False,
             "saturationProbe": True,
             "patterns": [],
             "log": {"maxSizeMi": 4096, "retention": "720h"},
