@@ -18,7 +18,6 @@ from kvquant.core.manifests import (
     engine_container,
     target_selector,
 )
-from kvquant.core.plan import Plan
 from kvquant.core.record import fingerprint
 from kvquant.core.router_manifests import RouterSpec, router_objects, slot_service
 from kvquant.engines import vllm
@@ -266,7 +265,7 @@ class Actor:
         """
         if status.settled and status.phase is Phase.PROMOTED and world.shadow is not None:
             self._cluster.delete("Deployment", *_address(world.shadow))
-        if shadow_acting.wanted(status, Plan.of(world.rollout.spec)) and world.mine:
+        if shadow_acting.wanted(status, world.rollout.spec.shadow) and world.mine:
             ports = self._ports(world)
             for obj in shadow_acting.objects(world, baseline, canary, ports, self._config):
                 self._apply(obj, now, REAPPLY_AFTER)

@@ -204,7 +204,7 @@ class Leadership:
         }
 
 
-def show_leader(cluster: Cluster, namespace: str, pod: str | None) -> None:
+def show_leader(cluster: Cluster, namespace: str, pod: str) -> None:
     """Let the Services of the operator lead to one of its pods only, or to none.
 
     The pod's name may be one that is not there, as when an operator runs outside a cluster.
@@ -215,7 +215,7 @@ def show_leader(cluster: Cluster, namespace: str, pod: str | None) -> None:
     for other in cluster.list("Pod", namespace, {names.LABEL_LEADER: "true"}):
         if other["metadata"]["name"] != pod:
             _label(cluster, namespace, other["metadata"]["name"], None)
-    if pod is not None and cluster.get("Pod", namespace, pod) is not None:
+    if cluster.get("Pod", namespace, pod) is not None:
         _label(cluster, namespace, pod, "true")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvquant.api.spec import Shadow
 from kvquant.api.v1alpha1 import Phase, Pool, Status, parse_duration
 from kvquant.config import OperatorConfig
 from kvquant.core.plan import Plan
@@ -29,16 +30,16 @@ LOAD_ANSWER_TOKENS = 8192
 """Longest answer of theirs: the client's own limit counts, where it is lower."""
 
 
-def wanted(status: Status, plan: Plan) -> bool:
+def wanted(status: Status, shadow: Shadow) -> bool:
     """Tell whether the shadow service must be there.
 
     Args:
         status: The rollout's.
-        plan: What the spec asks for.
+        shadow: What its spec asks for.
     """
     if status.phase is Phase.PROGRESSING:
-        return plan.shadow.match_load
-    return plan.shadow.percent > 0 and status.phase in WANTED
+        return shadow.match_load
+    return shadow.percent > 0 and status.phase in WANTED
 
 
 def objects(

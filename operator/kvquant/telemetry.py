@@ -93,8 +93,8 @@ def report(namespace: str, name: str, before: Status, after: Status) -> None:
     WEIGHT.labels(namespace, name).set(after.weights.canary)
     STEP.labels(namespace, name).set(after.step)
     held = after.condition("Held")
-    HELD.labels(namespace, name).set(1 if held is not None and held.status == "True" else 0)
     reason = held.reason if held is not None and held.status == "True" else None
+    HELD.labels(namespace, name).set(0 if reason is None else 1)
     _hold_reason(namespace, name, reason)
     if after.phase_started_at is not None:
         PHASE_STARTED.labels(namespace, name).set(after.phase_started_at.timestamp())

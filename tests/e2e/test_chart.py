@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
 STEPS = [{"weight": 50, "soak": "10m"}, {"weight": 100}]
 FAILOVER = 10.0
 """Seconds from the death of a leader until another has acted, at most."""
-WHERE = ("-n", product.NAMESPACE)
 
 
 @pytest.fixture

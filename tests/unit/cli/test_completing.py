@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +69,6 @@ def test_each_shell_is_told_how(shell: str) -> None:
     assert "'bash', 'zsh', 'fish'" in refused.output
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
 def test_bash_completes_a_verb(tmp_path: Path) -> None:
     program = tmp_path / "kvquant"
     program.write_text(
