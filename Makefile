@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 LOCKS := requirements.lock requirements-dev.lock images/shadow/requirements.lock images/evaluation/requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint audit format unit apiserver e2e e2e-full e2e-vllm
+.PHONY: help setup demo test lint audit format unit fuzz apiserver e2e e2e-full e2e-vllm
 .PHONY: bench-idle bench-kill bench-chaos bench-router bench-shadow bench-ticks bench-analysis bench-decisions bench-pii crds manifests lock up down status
 
 help: ## Show this menu
@@ -38,6 +38,9 @@ format: setup ## Format the code and mend what ruff can mend
 
 unit: setup ## Pure, component and loopback tests (real Envoy and Prometheus included)
 	$(PY) -m pytest -m "not apiserver and not node and not vllm"
+
+fuzz: setup ## The rollout's invariants on examples drawn by chance, other ones each time (EXAMPLES=1500)
+	EXAMPLES=$(or $(EXAMPLES),1500) $(PY) -m pytest tests/unit/test_machine_properties.py
 
 apiserver: setup ## Tests against a real etcd and kube-apiserver
 	@$(PY) -m kvlocal build --without-images

@@ -91,7 +91,7 @@ def test_spoilt_answers_end_it_even_while_paused_or_without_the_shadow_service()
     ("reason", "fields"),
     [
         ("InsufficientEvidence", {"shadow": pairs(20)}),
-        ("InsufficientEvidence", {"shadow": None}),
+        ("MetricsUnavailable", {"shadow": None}),
         ("ShadowNotReady", {"shadow_ready": False, "shadow_trouble": "ErrImagePull"}),
         ("MetricsUnavailable", {"shadow": None, "metrics_problem": "Prometheus is away"}),
         ("Paused", {"requests": Requests(paused="Ada")}),
@@ -156,11 +156,16 @@ def test_what_becomes_of_answers_that_do_not_decide_is_the_users_choice(
         assert decide(plan, before, known, NOW).status.phase is expected
 
 
-def test_missing_metrics_are_never_what_on_inconclusive_speaks_of() -> None:
-    plan = replace(PLAN, shadow=replace(PLAN.shadow, on_inconclusive="proceed"))
+@pytest.mark.parametrize("problem", ["away", None])
+@pytest.mark.parametrize("choice", ["proceed", "rollback"])
+def test_missing_metrics_are_never_what_on_inconclusive_speaks_of(
+    choice: str, problem: str | None
+) -> None:
+    plan = replace(PLAN, shadow=replace(PLAN.shadow, on_inconclusive=choice))
     before = status(Phase.SHADOWING, age=10**6, weights=COPYING)
-    known = seen(shadow=None, shadow_ready=True, metrics_problem="away")
-    assert decide(plan, before, known, NOW).status.phase is Phase.SHADOWING
+    known = seen(shadow=None, shadow_ready=True, metrics_problem=problem)
+    after = decide(plan, before, known, NOW).status
+    assert (after.phase, why_held(after)) == (Phase.SHADOWING, "MetricsUnavailable")
 
 
 def test_a_canary_whose_last_pod_is_gone_gets_no_copies() -> None:

@@ -64,7 +64,8 @@ def _why_not(turn: Turn, report: ShadowReport | None) -> tuple[str, str] | None:
         why = seen.shadow_trouble or "waiting for its pod"
         return "ShadowNotReady", f"The shadow service is not ready: {why}"
     if report is None or seen.shadow is None:
-        return UNDECIDED, "Nothing was compared yet."
+        # Not having looked is no answer: it leaves nothing undecided for the spec to choose on.
+        return "MetricsUnavailable", "What the shadow service counted was not read yet."
     if report.verdict is not Verdict.PASS:
         return UNDECIDED, report.message
     left = turn.plan.shadow.soak - turn.since_phase()
