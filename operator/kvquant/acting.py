@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from kvquant import autoscaling, evaluation_acting, shadow_acting
 from kvquant.api import names
-from kvquant.api.v1alpha1 import Phase, Pool, Status, Verdict, parse_duration
+from kvquant.api.v1alpha1 import Phase, PodProof, Pool, Status, Verdict, parse_duration
 from kvquant.config import OperatorConfig
+from kvquant.core.adopting import differs
 from kvquant.core.manifests import (
     ANNOTATION_ATTEMPT,
     PoolIdentity,
     canary_deployment,
     canary_selector,
     engine_container,
+    replicas_of,
     target_selector,
 )
 from kvquant.core.record import fingerprint
@@ -64,14 +67,18 @@ class Actor:
         if self._holds(world, status):
             self._route(world, status, status.baseline, status.canary, now)
         self._pool(world, status, status.canary)
-        self._label(world, status)
+        if not status.adopted:
+            container = annotations_of(world.canary).get(ENGINE_CONTAINER)
+            self._label(world, world.canary_pods, container, status.regime_proof)
+        self._adopt(world, status)
         self._shadow(world, status, status.baseline, status.canary, now)
         if status.settled and status.phase is Phase.PROMOTED:
             self._retire(world, status.baseline)
         self._evaluate(world, status.baseline, status.canary)
-        if status.settled:
+        if status.settled and not status.adopting:
             self._release_autoscalers_once(world, now)
         else:
+            # The target's pods idle until they are all proven: an autoscaler would take them away.
             autoscaling.pin(self._cluster, world)
 
     def release_autoscalers(self, namespace: str, holder: str) -> None:
@@ -81,7 +88,8 @@ class Actor:
     def _release_autoscalers_once(self, world: World, now: datetime) -> None:
         """Give back what an ended rollout has pinned, without asking for it at every pass."""
         namespace, holder = world.rollout.metadata.namespace, identity(world.rollout)
-        ended = f"{holder}/{world.rollout.status.attempt}"
+        status = world.rollout.status
+        ended = f"{holder}/{status.attempt}/{status.adopted}"
         key = (autoscaling.KIND, namespace, world.rollout.metadata.name)
         done = self._applied.get(key)
         if done is None or done[0] != ended or now - done[1] >= REAPPLY_SETTLED_AFTER:
@@ -112,30 +120,44 @@ class Actor:
             self._traffic.forget(RouterKey(namespace, name))
 
     def hand_over(self, world: World, now: datetime) -> None:
-        """Make a promoted pool an ordinary one, because nobody proves its new pods any more.
+        """Make what serves an ordinary pool, because nobody proves its new pods any more.
 
-        It gets all of the traffic first, if no pass has come to that since the promotion.
+        It gets all of the traffic first, if no pass has come to that since the promotion, or since
+        the target has adopted its dtype.
 
         Without this a pod that starts after the rollout is gone would never get a request. What
         the pool is labelled as decides how a later rollout selects its pods, too.
         """
         status, canary = world.rollout.status, world.canary
-        if canary is None or status.canary is None or status.baseline is None:
+        if status.canary is None or status.baseline is None:
+            return
+        if canary is None and not status.adopted:
             return
         if self._holds(world, status):
             self._route(world, status, status.baseline, status.canary, now)
+        if status.adopting and world.mine and status.router is not None:
+            self._open_slot(world, status.router, status.baseline.slot)
+        if canary is None:
+            return
+        if status.adopted and world.mine:
+            self.remove_pool(world)
+            return
         namespace, name = _address(canary)
         if names.LABEL_POOL in labels_of(canary):
             self._cluster.patch(
                 "Deployment", namespace, name, {"metadata": {"labels": {names.LABEL_POOL: None}}}
             )
         if world.mine and status.router is not None:
-            self._cluster.patch(
-                "Service",
-                namespace,
-                slot_service(status.router, status.canary.slot),
-                {"spec": {"selector": {names.LABEL_SERVING: None}}},
-            )
+            self._open_slot(world, status.router, status.canary.slot)
+
+    def _open_slot(self, world: World, router: str, slot: str) -> None:
+        """Let a slot's Service find pods that nobody has proven, too."""
+        self._cluster.patch(
+            "Service",
+            world.rollout.metadata.namespace,
+            slot_service(router, slot),
+            {"spec": {"selector": {names.LABEL_SERVING: None}}},
+        )
 
     def _holds(self, world: World, status: Status) -> bool:
         """Tell whether the router is ours to drive; an ended rollout never takes it back."""
@@ -154,6 +176,9 @@ class Actor:
         serves_baseline = self._baseline_selector(world, router, baseline.slot)
         if serves_baseline is None:
             return
+        if status.adopting:
+            # Like a canary's, a pod of the target is found once it is proven, and not before.
+            serves_baseline = {**serves_baseline, names.LABEL_SERVING: "true"}
         port, canary_port = self._ports(world)
         every = REAPPLY_SETTLED_AFTER if status.settled else REAPPLY_AFTER
         settings = world.rollout.spec.traffic.router
@@ -179,9 +204,11 @@ class Actor:
                 xds_ca=self.xds_ca,
                 annotations={
                     names.ANNOTATION_HOLDER: identity(world.rollout),
-                    names.ANNOTATION_SETTLED: "true" if status.settled else "false",
+                    names.ANNOTATION_SETTLED: "true" if _leaves_router(status) else "false",
                     names.ANNOTATION_SERVING_POOL: (
-                        canary.deployment if status.phase is Phase.PROMOTED else baseline.deployment
+                        canary.deployment
+                        if status.phase is Phase.PROMOTED and not status.handed_back
+                        else baseline.deployment
                     ),
                 },
             )
@@ -281,11 +308,16 @@ class Actor:
             ports = self._ports(world)
             self._cluster.apply(evaluation_acting.job(world, baseline, canary, ports, self._config))
 
-    def _label(self, world: World, status: Status) -> None:
+    def _label(
+        self,
+        world: World,
+        pods: Sequence[Object],
+        container: str | None,
+        proofs: Iterable[PodProof],
+    ) -> None:
         """Let exactly the proven containers' pods into the slot's Service."""
-        container = annotations_of(world.canary).get(ENGINE_CONTAINER)
-        proven = {(p.pod, p.container_id) for p in status.regime_proof if p.verdict is Verdict.PASS}
-        for pod in world.canary_pods:
+        proven = {(p.pod, p.container_id) for p in proofs if p.verdict is Verdict.PASS}
+        for pod in pods:
             view = pod_view(pod, container)
             labelled = labels_of(pod).get(names.LABEL_SERVING) == "true"
             may_serve = (view.name, view.container_id) in proven
@@ -293,6 +325,41 @@ class Actor:
                 self._serve(world, view.name, "true", view.container_id)
             elif labelled and not may_serve:
                 self._serve(world, view.name, None, None)
+
+    def _adopt(self, world: World, status: Status) -> None:
+        """Let the target's proven pods in, and remove the pool once it has handed over."""
+        adoption, target = status.adoption, world.target
+        if adoption is None:
+            return
+        if status.adopted:
+            # Another rollout that has taken the router meanwhile may have begun with this pool.
+            if world.mine:
+                self.remove_pool(world)
+            return
+        if target is None:
+            return
+        self._restore(world, target, status)
+        if world.mine:
+            engine = _engine(world, target)["name"]
+            self._label(world, world.baseline_pods, engine, adoption.regime_proof)
+
+    def _restore(self, world: World, target: Object, status: Status) -> None:
+        """Give a target that this rollout scaled to zero its pods back, once.
+
+        Whoever else has set its replicas meanwhile, or does so afterwards, is not overruled.
+        """
+        mine, marks = identity(world.rollout), annotations_of(target)
+        retired = marks.get(names.ANNOTATION_RETIRED_BY) == mine
+        restored = marks.get(names.ANNOTATION_RESTORED_BY) == mine
+        if replicas_of(target) != 0 or not retired or restored:
+            return
+        serving = 0 if world.canary is None else replicas_of(world.canary)
+        # Fewer than serve now would never be given the traffic.
+        replicas = max(1, status.retired_replicas or 0, serving)
+        namespace, name = _address(target)
+        mark = {names.ANNOTATION_RESTORED_BY: mine}
+        patch = {"metadata": {"annotations": mark}, "spec": {"replicas": replicas}}
+        self._cluster.patch("Deployment", namespace, name, patch)
 
     def _serve(self, world: World, pod: str, serving: str | None, container_id: str | None) -> None:
         self._cluster.patch(
@@ -313,6 +380,8 @@ class Actor:
         if (
             world.target is None
             or baseline.replicas != 0
+            or world.rollout.status.adoption is not None
+            or _adopts(world, world.target)
             or mark.items() <= annotations_of(world.target).items()
         ):
             return
@@ -349,6 +418,18 @@ def _engine(world: World, deployment: Object | None) -> Object:
     index = engine_container(deployment, world.rollout.spec.engine.container)
     container: Object = deployment["spec"]["template"]["spec"]["containers"][index]
     return container
+
+
+def _leaves_router(status: Status) -> bool:
+    """Tell whether another rollout may take the router: not while its traffic is handed over."""
+    return status.settled and not (status.adopting and status.handed_back)
+
+
+def _adopts(world: World, target: Object) -> bool:
+    """Tell whether a target asks for the promoted dtype, so that its pods are wanted."""
+    rollout = world.rollout
+    dtype = rollout.status.resolved_dtype or ""
+    return differs(target, rollout.spec.engine.container, dtype) is None
 
 
 def _address(obj: Object) -> tuple[str, str]:

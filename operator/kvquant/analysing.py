@@ -26,6 +26,10 @@ LOOK_BACK = timedelta(minutes=15)
 """Of the baseline's time before the attempt that is read too: what it does at full load."""
 
 
+LATEST_TICKS = 12
+"""Ticks that are read for the present state alone: as many as a slow scrape may be behind."""
+
+
 @dataclass(slots=True)
 class _Kept:
     """An analysis in progress, and of what."""
@@ -89,6 +93,36 @@ class Analyses:
             raise MetricsError(worst(timeline.problems))
         report = kept.analysis.report() if kept.analysis.ledger.last is not None else None
         return _evidence(need, timeline, now), report
+
+    def standing(self, world: World, metrics: Metrics, now: datetime) -> Evidence:
+        """Return what the routers say now of a rollout that has nothing left to analyse.
+
+        Args:
+            world: The rollout.
+            metrics: Where the ticks come from.
+            now: The present instant.
+
+        Raises:
+            MetricsError: Prometheus did not answer.
+        """
+        status, metadata = world.rollout.status, world.rollout.metadata
+        assert status.baseline is not None and status.canary is not None  # noqa: S101
+        # Another key than that of the attempt's analysis, which may be asked for again.
+        key = f"{metadata.namespace}/{metadata.name}/standing"
+        need = TickNeed(
+            key=key,
+            namespace=metadata.namespace,
+            router=status.router or "",
+            baseline=ArmNeed(status.baseline.slot, status.baseline.deployment),
+            canary=ArmNeed(status.canary.slot, status.canary.deployment),
+            since=now - LATEST_TICKS * self._grid,
+        )
+        timeline = metrics.ticks([need], now).get(key)
+        if timeline is None or not timeline.complete:
+            raise MetricsError("Prometheus' answer leaves this rollout out.")
+        if timeline.problems:
+            raise MetricsError(worst(timeline.problems))
+        return _evidence(need, timeline, now)
 
     def forget(self, namespace: str, name: str) -> None:
         """Drop the analysis of a rollout that has ended."""

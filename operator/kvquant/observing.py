@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -12,10 +13,11 @@ from kvquant.api import names
 from kvquant.api.v1alpha1 import Phase, PodProof, Status, Verdict
 from kvquant.beginning import candidate
 from kvquant.core import regime
+from kvquant.core.adopting import differs
 from kvquant.core.alerts import Heard, Watch, blamed, services, standing
 from kvquant.core.evidence import CacheConfig, worst
 from kvquant.core.machine import RUNNING
-from kvquant.core.manifests import Object, replicas_of, template_hash
+from kvquant.core.manifests import Object, engine_container, replicas_of, template_hash
 from kvquant.core.observation import (
     Observation,
     PodView,
@@ -26,6 +28,7 @@ from kvquant.core.observation import (
 )
 from kvquant.core.plan import Plan, spec_hash
 from kvquant.core.shadow_reading import ShadowNeed
+from kvquant.engines import vllm
 from kvquant.errors import MetricsError, TemplateError
 from kvquant.ports import Cluster, Metrics, RouterKey, Traffic
 from kvquant.world import (
@@ -54,6 +57,8 @@ def requests(world: World, cluster_kill: str | None, *, deleting: bool) -> Reque
 
 def urgent(status: Status, asked: Requests) -> bool:
     """Tell whether something was asked that takes traffic away and must not wait for Prometheus."""
+    if status.adopting:
+        return asked.killed is not None and status.handed_back
     if status.settled or status.phase not in (*RUNNING, Phase.PROMOTED):
         return False
     killed = asked.killed is not None and not status.killed
@@ -126,18 +131,24 @@ def observe(
     seen = replace(
         seen,
         problem=problem,
-        target=_target_view(world.target),
+        target=_target_view(world),
         canary_pods=canary_pods,
         baseline_pods=baseline_pods,
         router=RouterView(available, acknowledged.connected, acknowledged.applied),
         proofs=tuple(p for p in status.regime_proof if _still_there(p, canary_pods)),
+        drives_router=world.mine,
         **_shadow_pods(world),
         **evaluation_acting.seen(world),
     )
+    if status.adopting:
+        seen = _with_target(world, seen)
     if urgent(status, asked) or _alarmed(status, seen, now):
         return seen
     try:
         seen = replace(seen, proofs=_proofs(world, seen, metrics, now))
+        if status.adopting:
+            seen = replace(seen, target_proofs=_target_proofs(world, seen, metrics, now))
+            seen = replace(seen, evidence=analyses.standing(world, metrics, now))
         if not status.settled:
             evidence, report = analyses.look(world, Plan.of(rollout.spec), metrics, now)
             seen = replace(seen, evidence=evidence, report=report)
@@ -181,8 +192,42 @@ def _level(text: str | None) -> str | None:
     return None if text is None or text.strip().lower() in ("", "false") else text
 
 
-def _target_view(target: Object | None) -> TargetView | None:
-    return None if target is None else TargetView(replicas_of(target), template_hash(target))
+def _target_view(world: World) -> TargetView | None:
+    target, rollout = world.target, world.rollout
+    if target is None:
+        return None
+    status, why = rollout.status, None
+    if status.phase is Phase.PROMOTED:
+        why = differs(target, rollout.spec.engine.container, status.resolved_dtype or "")
+    return TargetView(replicas_of(target), template_hash(target), why)
+
+
+def _with_target(world: World, seen: Observation) -> Observation:
+    """Add what is known of the pods of a target that adopts the dtype, without asking anybody."""
+    target, status = world.target, world.rollout.status
+    if target is None or seen.target is None or seen.target.differs is not None:
+        return replace(seen, baseline_pods=())
+    template = target["spec"]["template"]["spec"]["containers"]
+    engine = template[engine_container(target, world.rollout.spec.engine.container)]["name"]
+    pods = tuple(pod_view(pod, engine) for pod in world.baseline_pods)
+    known = status.adoption.regime_proof if status.adoption is not None else ()
+    old = [p for p in world.baseline_pods if not _asks_for(p, engine, status.resolved_dtype or "")]
+    outdated = {pod["metadata"]["name"] for pod in old}
+    return replace(
+        seen,
+        baseline_pods=pods,
+        target_proofs=tuple(p for p in known if _still_there(p, pods)),
+        outdated=tuple(pod.name for pod in pods if pod.ready and pod.name in outdated),
+    )
+
+
+def _asks_for(pod: Object, engine: str, dtype: str) -> bool:
+    """Tell whether a pod was itself started with a dtype, and not from an older template."""
+    return any(
+        regime.canonical(vllm.dtype_of(container)) == regime.canonical(dtype)
+        for container in pod["spec"]["containers"]
+        if container["name"] == engine
+    )
 
 
 def _baseline_trouble(world: World) -> Problem | None:
@@ -210,30 +255,78 @@ def _still_there(proof: PodProof, pods: tuple[PodView, ...]) -> bool:
 def _proofs(
     world: World, seen: Observation, metrics: Metrics, now: datetime
 ) -> tuple[PodProof, ...]:
-    """Prove the ready pods that have not passed yet; a passed container stays proven."""
-    status, spec = world.rollout.status, world.rollout.spec
+    """Prove the canary's ready pods that have not passed yet."""
+    status = world.rollout.status
     assert status.baseline is not None and status.resolved_dtype is not None  # noqa: S101
-    passed = {p.pod: p for p in seen.proofs if p.verdict is Verdict.PASS}
-    due = [pod for pod in seen.canary_pods if pod.ready and pod.name not in passed]
+    # Once a promotion has settled, nobody vouches for the pods of the old pool any more.
+    vouched = status.settled and status.proven_capacity_tokens is not None
+    yardstick = () if vouched else seen.baseline_pods
+    baseline_dtype = status.baseline.dtype
+    due = _due(seen.canary_pods, seen.proofs)
+    return _prove(world, due, seen.proofs, yardstick, baseline_dtype, metrics, now)
+
+
+def _target_proofs(
+    world: World, seen: Observation, metrics: Metrics, now: datetime
+) -> tuple[PodProof, ...]:
+    """Prove the target's ready pods that have not passed yet against the pool that serves."""
+    dtype = world.rollout.status.resolved_dtype
+    assert dtype is not None  # noqa: S101
+    passed = {p.pod for p in seen.proofs if p.verdict is Verdict.PASS}
+    pool = tuple(pod for pod in seen.canary_pods if pod.name in passed)
+    due = [p for p in _due(seen.baseline_pods, seen.target_proofs) if p.name not in seen.outdated]
+    return _prove(world, due, seen.target_proofs, pool, dtype, metrics, now)
+
+
+def _due(pods: Iterable[PodView], proofs: Iterable[PodProof]) -> list[PodView]:
+    """Return the ready pods that have not passed; a passed container stays proven."""
+    passed = {p.pod for p in proofs if p.verdict is Verdict.PASS}
+    return [pod for pod in pods if pod.ready and pod.name not in passed]
+
+
+def _prove(
+    world: World,
+    due: Sequence[PodView],
+    known: Iterable[PodProof],
+    yardstick: Iterable[PodView],
+    yardstick_dtype: str,
+    metrics: Metrics,
+    now: datetime,
+) -> tuple[PodProof, ...]:
+    """Return the proofs that have passed and those of the pods that are due.
+
+    Args:
+        world: The rollout.
+        due: Pods to prove.
+        known: Proofs so far.
+        yardstick: Pods that they are held against.
+        yardstick_dtype: KV-cache dtype that those were started with.
+        metrics: Where the pods' cache configs come from.
+        now: The present instant.
+    """
+    status = world.rollout.status
+    assert status.resolved_dtype is not None  # noqa: S101
+    passed = {p.pod: p for p in known if p.verdict is Verdict.PASS}
     if due:
-        pods = [pod.name for pod in (*due, *seen.baseline_pods)]
-        configs = metrics.cache_configs(world.rollout.metadata.namespace, pods, now)
-        baseline = [configs[p.name] for p in seen.baseline_pods if p.name in configs]
-        baseline_dtype = status.baseline.dtype
-        if not baseline and status.proven_capacity_tokens is not None:
+        others = [pod.name for pod in yardstick]
+        asked = [*(pod.name for pod in due), *others]
+        configs = metrics.cache_configs(world.rollout.metadata.namespace, asked, now)
+        against = [configs[name] for name in others if name in configs]
+        if not against and status.proven_capacity_tokens is not None:
             # The old pool is gone after promotion; a new pod must then hold as many tokens as
             # the pods that were proven against it.
-            baseline_dtype = status.resolved_dtype
-            baseline = [CacheConfig("proven", now, baseline_dtype, status.proven_capacity_tokens)]
+            yardstick_dtype = status.resolved_dtype
+            tokens = status.proven_capacity_tokens
+            against = [CacheConfig("proven", now, yardstick_dtype, tokens)]
         for pod in due:
             passed[pod.name] = regime.prove(
                 pod.name,
                 pod.container_id,
                 pod.started_at,
                 configs.get(pod.name),
-                baseline,
+                against,
                 status.resolved_dtype,
-                baseline_dtype,
-                spec.kv_cache.head_dim,
+                yardstick_dtype,
+                world.rollout.spec.kv_cache.head_dim,
             )
     return tuple(passed[name] for name in sorted(passed))

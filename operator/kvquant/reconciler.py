@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 
@@ -17,7 +17,7 @@ from kvquant.acting import Actor
 from kvquant.analysing import Analyses
 from kvquant.api import names
 from kvquant.api.conditions import Standing, set_standing
-from kvquant.api.v1alpha1 import Condition, Phase, Status
+from kvquant.api.v1alpha1 import Condition, KVQuantRollout, Phase, Status
 from kvquant.archiving import Archivist
 from kvquant.core.alerts import Heard
 from kvquant.core.machine import decide
@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 INVALID_RETRY = 60.0
 """Seconds until a rollout that this version cannot read is looked at again."""
+
+
+HAND_OVER_GRACE = timedelta(seconds=60)
+"""Time beyond the drain for which the deletion of a rollout waits while traffic is handed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +139,8 @@ class Reconciler:
     def finalize(self, ref: Ref) -> Result:
         """Run one pass of the end of a deleted rollout; `done` when it may vanish.
 
-        A rollout on its way is rolled back first. A promoted pool keeps serving: only the
-        rollout goes, not what it has brought.
+        A rollout on its way is rolled back first. A promoted pool keeps serving, and so does a
+        target that has adopted its dtype: only the rollout goes, not what it has brought.
 
         Raises:
             ClusterError: The API server did not do what was asked; try again later.
@@ -161,6 +165,8 @@ class Reconciler:
                 return Result(0)
             return Result(0, done=True)
         if world.rollout.status.phase not in (Phase.PENDING, Phase.PROMOTED, Phase.ROLLED_BACK):
+            return self._pass(world, self._metrics, None, deleting=True)
+        if _hands_over(world.rollout, self._clock()):
             return self._pass(world, self._metrics, None, deleting=True)
         self._deaf(ref)
         try:
@@ -287,3 +293,15 @@ class Reconciler:
             # An object that the CRD has outgrown takes no status any more: the Event has to do.
             logger.warning("The condition that tells it is refused")
         return Result(INVALID_RETRY, (Announcement("Warning", problem.reason, problem.message),))
+
+
+def _hands_over(rollout: KVQuantRollout, now: datetime) -> bool:
+    """Tell whether the traffic is on its way to the target and soon done.
+
+    When routers or pods take longer, both pools stay as they are: a deletion must come to an end.
+    """
+    adoption = rollout.status.adoption
+    if adoption is None or not (rollout.status.adopting and rollout.status.handed_back):
+        return False
+    allowed = Plan.of(rollout.spec).drain_timeout + HAND_OVER_GRACE
+    return adoption.since <= now < adoption.since + allowed

@@ -43,6 +43,9 @@ rollout is on its way. A rollout must start from it."""
 ANNOTATION_RETIRED_BY = f"{GROUP}/retired-by"
 """On an old pool: `name/uid` of the rollout that scaled it to zero, which happens once. What its
 owner does with it afterwards is not undone."""
+ANNOTATION_RESTORED_BY = f"{GROUP}/restored-by"
+"""On a target: `name/uid` of the rollout that gave it its pods back when it adopted the promoted
+dtype, which happens once."""
 ANNOTATION_PINNED = f"{GROUP}/pinned"
 """On a target's autoscaler while its rollout is on its way: who holds it, and its own bounds."""
 ANNOTATION_RECORDED = f"{GROUP}/recorded"

@@ -43,7 +43,8 @@ class Condition(Model):
     """A standard Kubernetes condition."""
 
     type: Annotated[str, Field(max_length=64)]
-    """Type of the condition: Ready, Reconciling, Stalled, RegimeVerified, Held, Paused, Killed."""
+    """Type of the condition: Ready, Reconciling, Stalled, RegimeVerified, Held, Paused, Killed,
+    Adopted."""
     status: Literal["True", "False", "Unknown"]
     """True, False or Unknown."""
     reason: Annotated[str, Field(max_length=128)]
@@ -272,6 +273,28 @@ class PodProof(Model):
     """The outcome in a sentence."""
 
 
+class AdoptionStage(StrEnum):
+    """How far a target is that has adopted the promoted dtype."""
+
+    PROVING = "Proving"
+    HANDING_OVER = "HandingOver"
+    ADOPTED = "Adopted"
+
+
+class Adoption(Model):
+    """The way of the traffic from a promoted pool back to the target that adopted its dtype."""
+
+    stage: AdoptionStage
+    """Proving: the promoted pool serves until every pod of the target is proven. HandingOver: the
+    target serves, and the promoted pool is kept until it is drained. Adopted: the target serves,
+    and the promoted pool is gone."""
+    since: AwareDatetime
+    """When the stage began."""
+    regime_proof: Annotated[tuple[PodProof, ...], Field(max_length=512)] = ()
+    """Regime proof by pod of the target, held against the promoted pool; empty once adopted, when
+    status.regimeProof has it."""
+
+
 class DecisionKind(StrEnum):
     """What a decision did."""
 
@@ -288,6 +311,7 @@ class DecisionKind(StrEnum):
     SETTLE = "Settle"
     SHADOW = "Shadow"
     EVALUATE = "Evaluate"
+    ADOPT = "Adopt"
 
 
 class DecisionRecord(Model):
@@ -394,8 +418,8 @@ class Status(Model):
             },
         ),
     ] = ()
-    """Ready, Reconciling and Stalled as kstatus defines them; RegimeVerified, Held, Paused and
-    Killed are ours."""
+    """Ready, Reconciling and Stalled as kstatus defines them; RegimeVerified, Held, Paused, Killed
+    and Adopted are ours."""
     engine: str | None = None
     """Engine that was recognised in the target."""
     resolved_dtype: str | None = None
@@ -435,7 +459,7 @@ class Status(Model):
     shadow: ShadowReport | None = None
     """The latest look at the shadowed requests of this attempt."""
     regime_proof: Annotated[tuple[PodProof, ...], Field(max_length=512)] = ()
-    """Regime proof by canary pod."""
+    """Regime proof by canary pod; once the target has adopted the dtype, by pod of the target."""
     proven_capacity_tokens: int | None = None
     """Tokens that the first proven canary pod's KV cache holds: the yardstick for pods that start
     when the old pool is gone."""
@@ -449,6 +473,26 @@ class Status(Model):
     """When the canary pool became the serving pool."""
     settled: bool = False
     """Whether nothing is left to do: the rollback window is closed, or the rollback complete."""
+    retired_replicas: int | None = None
+    """Pods that the old pool had when its rollback window closed: as many it gets back when it
+    adopts the promoted dtype."""
+    adoption: Adoption | None = None
+    """How far the target is that has adopted the promoted dtype; absent while it has not."""
+
+    @property
+    def adopting(self) -> bool:
+        """Whether the traffic is on its way from the promoted pool back to the target."""
+        return self.adoption is not None and self.adoption.stage is not AdoptionStage.ADOPTED
+
+    @property
+    def handed_back(self) -> bool:
+        """Whether the target has the traffic of the promoted pool."""
+        return self.adoption is not None and self.adoption.stage is not AdoptionStage.PROVING
+
+    @property
+    def adopted(self) -> bool:
+        """Whether the target serves for good and the promoted pool is to go."""
+        return self.handed_back and not self.adopting
 
     def condition(self, type_: str) -> Condition | None:
         """Return the condition of that type, if it was ever set."""

@@ -37,6 +37,8 @@ from kvquant.api.spec import (
 )
 from kvquant.api.status import (
     CONDITION_MESSAGE_LENGTH,
+    Adoption,
+    AdoptionStage,
     AlertReport,
     AlertSource,
     AnalysisReport,
@@ -64,6 +66,8 @@ __all__ = [
     "DEFAULT_STEPS",
     "DURATION_PATTERN",
     "P99",
+    "Adoption",
+    "AdoptionStage",
     "AlertPolicy",
     "AlertReport",
     "AlertSelector",

@@ -41,6 +41,7 @@ def _kstatus(turn: Turn) -> None:
 
 def _regime(turn: Turn) -> None:
     proofs = turn.status.regime_proof
+    whose = f"pods of {turn.baseline.deployment}" if turn.status.adopted else "canary pods"
     passed = sum(1 for proof in proofs if proof.verdict is Verdict.PASS)
     if not proofs:
         turn.condition("RegimeVerified", False, "NotMeasured", "No canary pod was measured yet.")
@@ -49,6 +50,6 @@ def _regime(turn: Turn) -> None:
         "RegimeVerified",
         passed == len(proofs),
         "Proven" if passed == len(proofs) else "NotProven",
-        f"{passed} of {len(proofs)} canary pods run {turn.status.resolved_dtype}, proven by "
+        f"{passed} of {len(proofs)} {whose} run {turn.status.resolved_dtype}, proven by "
         "dtype and capacity.",
     )

@@ -6,7 +6,7 @@ find what cannot be waited for roll back.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from kvquant.api.v1alpha1 import Verdict
 from kvquant.core import alarm
@@ -178,19 +178,20 @@ def deadline(turn: Turn) -> None:
         )
 
 
-def drained(turn: Turn, *, of_canary: bool) -> bool:
+def drained(turn: Turn, *, of_canary: bool, since: datetime | None = None) -> bool:
     """Tell whether the pool that lost its traffic has finished its requests, or had its time.
 
-    The clock counts from the beginning of the phase, in which the traffic left. A canary that
-    never reached a step has never had any.
+    The clock counts from the instant at which the traffic left, which is the beginning of the
+    phase unless one is given. A canary that never reached a step has never had any.
     """
-    waited = turn.since_phase()
+    left = since or turn.status.phase_started_at or turn.now
+    waited = turn.now - left
     if turn.status.step_started_at is None or waited >= turn.plan.drain_timeout:
         return True
     if waited < DRAIN_AT_LEAST or not turn.seen.router.follows or turn.seen.evidence is None:
         return False
     evidence = turn.seen.evidence
-    if evidence.at - (turn.status.phase_started_at or evidence.at) < DRAIN_AT_LEAST:
+    if evidence.at - left < DRAIN_AT_LEAST:
         return False
     arm = evidence.canary if of_canary else evidence.baseline
     return arm.active == 0

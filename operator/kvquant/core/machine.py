@@ -22,6 +22,7 @@ from kvquant.api.v1alpha1 import (
     Verdict,
 )
 from kvquant.core import alarm
+from kvquant.core.adopting import adopting
 from kvquant.core.baseline import follow_replicas
 from kvquant.core.conditions import describe
 from kvquant.core.evaluating import evaluating
@@ -111,6 +112,9 @@ def decide(plan: Plan, status: Status, seen: Observation, now: datetime) -> Deci
 def _kill_switch(turn: Turn) -> None:
     pulled, status = turn.seen.requests.killed, turn.status
     if pulled and not status.killed:
+        if status.adopting:
+            # There is a way back, which `adopting` takes.
+            return
         if status.phase is Phase.PROMOTED and status.settled:
             turn.hold(
                 "KillRefused",
@@ -349,14 +353,17 @@ def _promoted(turn: Turn) -> None:
     abort = turn.seen.requests.abort
     if turn.status.settled:
         turn.requeue_after = IDLE
+        serving = turn.baseline if turn.status.handed_back else turn.canary
         # A refused kill is told first; two reasons in turn would be a new decision each time.
         if turn.held is None and turn.seen.spec_hash != turn.status.spec_hash:
             turn.hold(
                 "SpecChangedAfterPromotion",
                 "This rollout has ended in promotion. To change the dtype again, make a new "
-                f"KVQuantRollout with targetRef.name: {turn.canary.deployment}.",
+                f"KVQuantRollout with targetRef.name: {serving.deployment}.",
             )
-        proofs(turn, may_fail=False)
+        if not turn.status.adopted:
+            proofs(turn, may_fail=False)
+            adopting(turn)
         return
     if is_new(abort, turn.status.handled.abort):
         turn.handle(abort=abort)
@@ -392,9 +399,16 @@ def _promoted(turn: Turn) -> None:
         turn.requeue_after = WATCHFUL
         return
     baseline = turn.baseline
-    replicas = baseline.replicas if turn.plan.keep_old_pool else 0
-    turn.set(settled=True, baseline=baseline.model_copy(update={"replicas": replicas}))
-    fate = "keeps its pods" if turn.plan.keep_old_pool else "is scaled to zero"
+    target = turn.seen.target
+    # A target that has adopted the dtype meanwhile needs its pods for what comes next.
+    kept = turn.plan.keep_old_pool or (target is not None and target.differs is None)
+    replicas = baseline.replicas if kept else 0
+    turn.set(
+        settled=True,
+        baseline=baseline.model_copy(update={"replicas": replicas}),
+        retired_replicas=baseline.replicas,
+    )
+    fate = "keeps its pods" if kept else "is scaled to zero"
     turn.record(
         DecisionKind.SETTLE,
         "RollbackWindowClosed",

@@ -54,10 +54,18 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class TargetView:
-    """The target's Deployment as its owner has it now: pods asked for, hash of the template."""
+    """The target's Deployment as its owner has it now.
+
+    Attributes:
+        replicas: Pods that it asks for.
+        template_hash: Hash of its pod template.
+        differs: Why its template does not ask for the promoted dtype by itself; None when it does.
+            Looked at only once a rollout is promoted.
+    """
 
     replicas: int
     template_hash: str
+    differs: Problem | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,9 @@ class Observation:
         baseline_pods: Pods of the pool that served when the rollout began.
         canary_pods: Pods of the pool with the quantized cache.
         proofs: Regime proofs of the canary's ready pods.
+        target_proofs: Regime proofs of the ready pods of a target that adopts the dtype.
+        outdated: Ready pods of that target that still come from another template.
+        drives_router: Whether the router's weights are this rollout's to set.
         router: State of the router.
         evidence: Metrics of both arms since the step began; None when not asked or not answered.
         report: The analysis of all that was measured in this attempt; None like the evidence.
@@ -145,6 +156,9 @@ class Observation:
     baseline_pods: tuple[PodView, ...] = ()
     canary_pods: tuple[PodView, ...] = ()
     proofs: tuple[PodProof, ...] = ()
+    target_proofs: tuple[PodProof, ...] = ()
+    outdated: tuple[str, ...] = ()
+    drives_router: bool = True
     router: RouterView = RouterView()
     evidence: Evidence | None = None
     report: Report | None = None

@@ -92,7 +92,7 @@ class Turn:
                 canary = self.plan.weight(self.status.step)
                 if self.status.baseline is not None and not self.status.alerts:
                     mirror = self.plan.top_up(self.status.step, self.status.baseline.replicas)
-            elif self.status.phase is Phase.PROMOTED:
+            elif self.status.phase is Phase.PROMOTED and not self.status.handed_back:
                 canary = 100
         self.set(weights=Weights(baseline=100 - canary, canary=canary, mirror=mirror))
         step = self.status.step if canary else 0
