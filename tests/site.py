@@ -139,6 +139,7 @@ class Site:
         rate: Requests a second that clients send to each router.
         harm: What goes wrong, by Deployment.
         ignored_dtypes: Dtypes that engines accept and ignore.
+        ignoring: Deployments whose engines accept every dtype and ignore it.
         spoilt: Share of a canary's answers to copies that is worse than the baseline's, by signal.
         asking: Seconds that a Job takes to ask an example set.
         said: What the program of such a Job says at its end; None: it never ends.
@@ -151,6 +152,7 @@ class Site:
     rate: float = 40.0
     harm: dict[str, Harm] = field(default_factory=dict)
     ignored_dtypes: set[str] = field(default_factory=set)
+    ignoring: set[str] = field(default_factory=set)
     spoilt: dict[str, float] = field(default_factory=dict)
     asking: float = 20.0
     said: EvaluationSummary | None = field(default_factory=evaluations.summary)
@@ -444,7 +446,8 @@ class Site:
         dtype = pod["metadata"]["annotations"]["test/dtype"]
         if "args" not in pod["spec"]["containers"][0]:
             return  # no engine
-        effective = "auto" if dtype in self.ignored_dtypes else dtype
+        ignored = dtype in self.ignored_dtypes or self._deployment_of(name) in self.ignoring
+        effective = "auto" if ignored else dtype
         factor = expected_factor("auto", effective, 128) or 1.0
         self.metrics.configs[name] = CacheConfig(
             name, self.now, dtype, int(BASELINE_TOKENS * factor), MEMORY, prefix_caching=False

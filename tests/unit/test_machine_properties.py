@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kvquant.api.v1alpha1 import (
+    Adoption,
+    AdoptionStage,
     EvaluationReport,
     KVQuantRollout,
     Phase,
@@ -137,7 +139,8 @@ class RolloutMachine(RuleBasedStateMachine):
         self.spec = spec(LADDERS[0])
         self.containers = 0
         self.pods: dict[str, PodView] = {}
-        self.target = TargetView(replicas=4, template_hash="first")
+        self.target = TargetView(replicas=4, template_hash="first", differs=NOT_ASKED)
+        self.owned: dict[str, PodView] = {}
 
     @initialize(
         ladder=st.sampled_from(LADDERS),
@@ -191,6 +194,37 @@ class RolloutMachine(RuleBasedStateMachine):
     @rule(template=st.sampled_from(["first", "second"]))
     def the_owner_edits_the_target(self, template: str) -> None:
         self.target = replace(self.target, template_hash=template)
+
+    @rule(adopts=st.booleans(), replicas=st.sampled_from([None, 4]))
+    def the_target_adopts_the_dtype_or_not(self, adopts: bool, replicas: int | None) -> None:
+        self.target = replace(self.target, differs=None if adopts else NOT_ASKED)
+        if replicas is not None:
+            # As the actor does for one that the operator scaled to zero.
+            self.target = replace(self.target, replicas=replicas)
+
+    @rule()
+    def a_promotion_settles_and_the_target_adopts(self) -> None:
+        """Come by the shortest way to where an adoption may begin, which chance seldom finds."""
+        if self.status.settled or self.status.phase is not Phase.PROMOTED:
+            return
+        self.asked = Requests(abort=self.asked.abort)
+        self.now += timedelta(seconds=601)
+        self.all_is_well_for_a_while(turns=3, seconds=1, run=None)
+        self.the_target_adopts_the_dtype_or_not(adopts=True, replicas=4)
+
+    @rule(data=st.data())
+    def a_pod_of_the_target_dies_or_goes(self, data: st.DataObject) -> None:
+        if not self.owned:
+            return
+        name = data.draw(st.sampled_from(sorted(self.owned)))
+        fate = data.draw(st.sampled_from(["dies", "goes", "unready"]))
+        if fate == "goes":
+            del self.owned[name]
+            return
+        self.owned[name] = replace(self.owned[name], ready=False)
+        if fate == "dies":
+            self.containers += 1
+            self.owned[name] = replace(self.owned[name], container_id=f"c{self.containers}")
 
     @rule(data=st.data())
     def a_pod_dies_or_goes(self, data: st.DataObject) -> None:
@@ -284,6 +318,13 @@ class RolloutMachine(RuleBasedStateMachine):
             name = f"pool-{self.containers:04}"
             self.pods[name] = PodView(name, True, False, f"c{self.containers}", self.now)
         self.pods = {name: replace(pod, ready=True) for name, pod in self.pods.items()}
+        while len(self.owned) > self.target.replicas:
+            del self.owned[max(self.owned)]
+        while len(self.owned) < self.target.replicas:
+            self.containers += 1
+            name = f"llama-{self.containers:04}"
+            self.owned[name] = PodView(name, True, False, f"c{self.containers}", self.now)
+        self.owned = {name: replace(pod, ready=True) for name, pod in self.owned.items()}
 
     def turn(
         self,
@@ -307,10 +348,20 @@ class RolloutMachine(RuleBasedStateMachine):
             replace(pod, serving=(pod.name, pod.container_id) in proven)
             for pod in self.pods.values()
         )
+        adoption = self.status.adoption if self.status.adopting else None
+        owned = tuple(
+            replace(pod, serving=(pod.name, pod.container_id) in _passed(adoption))
+            for pod in self.owned.values()
+        )
         if evidence is not None:
-            serving = sum(1 for pod in pods if pod.ready and pod.serving)
-            healthy = {"right": serving, "nothing": None, "old": 2}[known]
-            evidence = replace(evidence, canary=replace(evidence.canary, healthy=healthy))
+            arms = {
+                name: replace(
+                    getattr(evidence, name),
+                    healthy={"right": _serving(its), "nothing": None, "old": 2}[known],
+                )
+                for name, its in (("canary", pods), ("baseline", owned))
+            }
+            evidence = replace(evidence, **arms)
         pending = self.status.phase is Phase.PENDING
         evaluating = self.status.phase is Phase.EVALUATING
         report = self.status.evaluation or EvaluationReport()
@@ -322,18 +373,11 @@ class RolloutMachine(RuleBasedStateMachine):
             router_taken_by=taken_by,
             candidate=self.candidate() if pending and problem is None else None,
             target=None if pending else self.target,
-            baseline_pods=(PodView("llama-1", True, True, "b1"),),
+            baseline_pods=(PodView("llama-1", True, True, "b1"),) if adoption is None else owned,
             canary_pods=pods,
-            proofs=tuple(
-                PodProof(
-                    pod=pod.name,
-                    container_id=pod.container_id,
-                    verdict=Verdict.PASS if pod.serving else verdict,
-                    capacity_tokens=1,
-                )
-                for pod in pods
-                if pod.ready
-            ),
+            proofs=_proofs(pods, verdict),
+            target_proofs=() if adoption is None else _proofs(owned, verdict),
+            drives_router=taken_by is None,
             router=router,
             evidence=None if pending or evidence is None else replace(evidence, at=self.now),
             report=None if pending else found,
@@ -352,7 +396,7 @@ class RolloutMachine(RuleBasedStateMachine):
         check(plan, before, after, seen, self.now)
         if after.settled:
             again = decide(plan, after, seen, self.now + timedelta(seconds=5)).status
-            if again.settled:
+            if again.settled and not again.adopting:
                 assert decide(plan, again, seen, self.now + timedelta(seconds=90)).status == again
         self.status = after
 
@@ -368,7 +412,8 @@ class RolloutMachine(RuleBasedStateMachine):
         status = self.status
         expected = 0
         if not status.killed and status.phase is Phase.PROMOTED:
-            expected = 100
+            proving = status.adoption is None or status.adoption.stage is AdoptionStage.PROVING
+            expected = 100 if proving else 0
         elif not status.killed and status.phase is Phase.PROGRESSING:
             # An edit takes effect at the next look only, so that the old plan counts until then.
             expected = status.weights.canary
@@ -401,6 +446,33 @@ class RolloutMachine(RuleBasedStateMachine):
         assert Status.model_validate(stored["status"]) == self.status
 
 
+NOT_ASKED = Problem("NotAsked", "llama asks for auto.")
+
+
+def _passed(adoption: Adoption | None) -> set[tuple[str, str]]:
+    """Return the containers of the target that the actor lets into its slot."""
+    proofs = () if adoption is None else adoption.regime_proof
+    return {(p.pod, p.container_id) for p in proofs if p.verdict is Verdict.PASS}
+
+
+def _serving(pods: tuple[PodView, ...]) -> int:
+    return sum(1 for pod in pods if pod.ready and pod.serving)
+
+
+def _proofs(pods: tuple[PodView, ...], verdict: Verdict) -> tuple[PodProof, ...]:
+    """Return the proofs of the ready pods: a passed container stays proven."""
+    return tuple(
+        PodProof(
+            pod=pod.name,
+            container_id=pod.container_id,
+            verdict=Verdict.PASS if pod.serving else verdict,
+            capacity_tokens=1,
+        )
+        for pod in pods
+        if pod.ready
+    )
+
+
 CANDIDATE = Candidate(
     engine="vllm",
     resolved_dtype="fp8",
@@ -421,6 +493,7 @@ def check(plan: Plan, before: Status, after: Status, seen: Observation, now: dat
     _the_way_back_is_always_open(before, after, seen)
     _traffic_leaves_before_pods(plan, before, after, seen, now)
     _nothing_is_sent_to_nobody(before, after, seen)
+    _a_target_is_given_the_traffic_when_it_can_take_it(plan, before, after, seen, now)
 
 
 def _weights_rise_by_one_step_to_pods_that_are_proven(
@@ -432,6 +505,8 @@ def _weights_rise_by_one_step_to_pods_that_are_proven(
     if after.weights.canary <= before.weights.canary:
         return
     if after.phase is Phase.PROMOTED:
+        if before.handed_back:
+            return  # What takes it back is looked at below.
         assert before.step == len(plan.steps), "the baseline's last share goes with the promotion"
         return
     assert after.phase is Phase.PROGRESSING
@@ -574,6 +649,8 @@ def _traffic_leaves_before_pods(
     assert before.phase_started_at is not None
     waited = now - before.phase_started_at
     timed_out = waited >= plan.drain_timeout
+    if after.adopted and not before.adopted:
+        return  # As below, for the pool that has handed over.
     if after.canary.replicas < before.canary.replicas:
         assert before.phase is Phase.ROLLING_BACK
         assert before.weights.canary == 0
@@ -600,6 +677,52 @@ def _nothing_is_sent_to_nobody(before: Status, after: Status, seen: Observation)
     proven = {p.pod for p in seen.proofs if p.verdict is Verdict.PASS}
     if not any(pod.ready and pod.name in proven for pod in seen.canary_pods):
         assert after.weights.canary == 0
+
+
+def _a_target_is_given_the_traffic_when_it_can_take_it(
+    plan: Plan, before: Status, after: Status, seen: Observation, now: datetime
+) -> None:
+    """Traffic goes to proven pods that routers find, and back to them; pods go after it."""
+    if after.adoption is None and before.adoption is None:
+        return
+    assert (after.phase, after.settled) == (Phase.PROMOTED, True)
+    assert not (before.adopted and not after.adopted), "it is done once"
+    passed = {(p.pod, p.container_id) for p in seen.target_proofs if p.verdict is Verdict.PASS}
+    able = [p for p in seen.baseline_pods if p.ready and (p.name, p.container_id) in passed]
+    if after.handed_back and not before.handed_back:
+        assert not after.adopted, "the pool is kept for the way back"
+        assert seen.target is not None
+        assert seen.target.differs is None
+        assert seen.requests.killed is None
+        assert seen.requests.paused is None
+        assert seen.problem is None
+        assert seen.drives_router
+        assert seen.router.follows
+        assert len(able) >= seen.target.replicas > 0
+        assert set(able) == set(seen.baseline_pods), "nor does any other bear the label"
+        assert all(pod.serving for pod in able)
+        assert len(able) >= len(seen.canary_pods), "as much as serves now"
+        assert seen.evidence is not None
+        assert seen.evidence.baseline.healthy is not None
+        assert seen.evidence.baseline.healthy >= len(able)
+    proven = {p.pod for p in seen.proofs if p.verdict is Verdict.PASS}
+    pool = [pod for pod in seen.canary_pods if pod.ready and pod.name in proven]
+    if before.handed_back and not after.handed_back:
+        assert pool or not seen.drives_router, "somebody can take it"
+    if not before.handed_back or before.adopted:
+        return
+    if (seen.requests.killed or len(able) < len(pool)) and pool:
+        assert not after.handed_back
+    if after.adopted:
+        assert before.adoption is not None
+        assert before.weights.canary == 0
+        assert seen.requests.killed is None
+        assert seen.drives_router
+        assert seen.router.follows
+        assert able
+        waited = now - before.adoption.since
+        idle = seen.evidence is not None and seen.evidence.canary.active == 0
+        assert waited >= plan.drain_timeout or (idle and waited >= DRAIN_AT_LEAST)
 
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "0"))

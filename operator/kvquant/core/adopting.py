@@ -240,11 +240,13 @@ def _unfit(turn: Turn) -> Why | None:
     proven = _proven(seen.baseline_pods, seen.target_proofs)
     if len(proven) < wanted:
         return _missing(turn, len(proven), wanted)
-    needed, there = _tokens_of_pool(turn), _tokens(seen.target_proofs, proven)
+    # Pods beyond those asked for are about to go.
+    held = sorted(p.capacity_tokens or 0 for p in seen.target_proofs if p.pod in proven)[:wanted]
+    needed, there = _tokens_of_pool(turn), sum(held)
     if there < needed * (1 - regime.TOLERANCE):
         return (
             "TargetTooSmall",
-            f"The {len(proven)} pods of {name} hold {there:,} tokens, those of "
+            f"The {len(held)} pods of {name} hold {there:,} tokens, those of "
             f"{turn.canary.deployment} {needed:,}: give it as many replicas.",
         )
     return None
@@ -310,10 +312,6 @@ def _proven(pods: Iterable[PodView], proofs: Iterable[PodProof]) -> set[str]:
     """Return the names of the pods that are ready, and whose container has passed the proof."""
     passed = {(p.pod, p.container_id) for p in proofs if p.verdict is Verdict.PASS}
     return {pod.name for pod in pods if pod.ready and (pod.name, pod.container_id) in passed}
-
-
-def _tokens(proofs: Iterable[PodProof], pods: set[str]) -> int:
-    return sum(proof.capacity_tokens or 0 for proof in proofs if proof.pod in pods)
 
 
 def _tokens_of_pool(turn: Turn) -> int:
