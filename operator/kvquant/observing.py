@@ -275,7 +275,8 @@ def _target_proofs(
     passed = {p.pod for p in seen.proofs if p.verdict is Verdict.PASS}
     pool = tuple(pod for pod in seen.canary_pods if pod.name in passed)
     due = [p for p in _due(seen.baseline_pods, seen.target_proofs) if p.name not in seen.outdated]
-    return _prove(world, due, seen.target_proofs, pool, dtype, metrics, now)
+    called = "the promoted pool"
+    return _prove(world, due, seen.target_proofs, pool, dtype, metrics, now, called)
 
 
 def _due(pods: Iterable[PodView], proofs: Iterable[PodProof]) -> list[PodView]:
@@ -292,6 +293,7 @@ def _prove(
     yardstick_dtype: str,
     metrics: Metrics,
     now: datetime,
+    called: str = "the baseline",
 ) -> tuple[PodProof, ...]:
     """Return the proofs that have passed and those of the pods that are due.
 
@@ -303,6 +305,7 @@ def _prove(
         yardstick_dtype: KV-cache dtype that those were started with.
         metrics: Where the pods' cache configs come from.
         now: The present instant.
+        called: What the yardstick is called in sentences.
     """
     status = world.rollout.status
     assert status.resolved_dtype is not None  # noqa: S101
@@ -328,5 +331,6 @@ def _prove(
                 status.resolved_dtype,
                 yardstick_dtype,
                 world.rollout.spec.kv_cache.head_dim,
+                called,
             )
     return tuple(passed[name] for name in sorted(passed))

@@ -12,6 +12,7 @@ from kvquant.api.v1alpha1 import AdoptionStage, Phase, Status
 from kvquant.ports import Object, RouterKey
 from kvquant.reconciler import Ref
 from tests.component.test_autoscaler import autoscaler, bounds, stored
+from tests.component.test_reconciler_faults import SHORT, pass_killed_everywhere
 from tests.site import NAMESPACE, Site, held, rollout
 
 ROUTER = RouterKey(NAMESPACE, "llama-router")
@@ -536,4 +537,25 @@ def test_an_operator_that_begins_anew_goes_on(site: Site, ref: Ref, place: str) 
     run(site, ref, turns=3)
     assert site.traffic.weights[ROUTER] == ON_TARGET
     assert site.reasons(ref).count("HandingOver") == 1
+    assert site.lost == []
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_killed_at_every_call_of_every_pass_it_ends_the_same(late: bool) -> None:
+    site = Site()
+    site.deploy()
+    ref = site.apply(rollout(**SHORT))
+    site.until_settled(ref)
+    adopt(site)
+    for _ in range(60):
+        if site.status(ref).adopted:
+            break
+        result = pass_killed_everywhere(site, lambda process: process.reconcile(ref), late)
+        site.let_pass(max(0.5, min(5.0, result.requeue_after)))
+    pass_killed_everywhere(site, lambda process: process.reconcile(ref), late)
+    assert site.reasons(ref)[-3:] == ["AdoptionStarted", "HandingOver", "Adopted"]
+    assert site.reasons(ref).count("HandingOver") == 1
+    assert site.traffic.weights[ROUTER] == ON_TARGET
+    assert site.cluster.get("Deployment", NAMESPACE, "llama-fp8-pool") is None
+    assert len(site.serving("llama-router", "blue")) == 2
     assert site.lost == []

@@ -202,16 +202,6 @@ class RolloutMachine(RuleBasedStateMachine):
             # As the actor does for one that the operator scaled to zero.
             self.target = replace(self.target, replicas=replicas)
 
-    @rule()
-    def a_promotion_settles_and_the_target_adopts(self) -> None:
-        """Come by the shortest way to where an adoption may begin, which chance seldom finds."""
-        if self.status.settled or self.status.phase is not Phase.PROMOTED:
-            return
-        self.asked = Requests(abort=self.asked.abort)
-        self.now += timedelta(seconds=601)
-        self.all_is_well_for_a_while(turns=3, seconds=1, run=None)
-        self.the_target_adopts_the_dtype_or_not(adopts=True, replicas=4)
-
     @rule(data=st.data())
     def a_pod_of_the_target_dies_or_goes(self, data: st.DataObject) -> None:
         if not self.owned:
@@ -730,5 +720,25 @@ EXAMPLES = int(os.environ.get("EXAMPLES", "0"))
 RolloutMachine.TestCase.settings = settings(
     max_examples=EXAMPLES or 80, derandomize=not EXAMPLES, stateful_step_count=50, deadline=None
 )
+
+
+class PromotedMachine(RolloutMachine):
+    """The same world from the end of a promotion on, to which chance alone seldom comes."""
+
+    @initialize(old_pool=st.sampled_from(["ScaleToZero", "Keep"]), proven=st.booleans())
+    def begin(self, old_pool: str, proven: bool) -> None:
+        self.shadow = SHADOWS[0]
+        self.spec = spec((100,), old_pool, self.shadow)
+        self.all_is_well_for_a_while(turns=20, seconds=70, run=None)
+        assert self.status.settled
+        assert self.status.phase is Phase.PROMOTED
+        self.target = replace(self.target, differs=None)
+        if proven:
+            self.all_is_well_for_a_while(turns=9, seconds=2, run=None)
+            assert self.status.adopting
+
+
+PromotedMachine.TestCase.settings = RolloutMachine.TestCase.settings
 # A failure is made small before it is told, which takes minutes.
 TestRollout = pytest.mark.timeout(600 + EXAMPLES)(RolloutMachine.TestCase)
+TestPromoted = pytest.mark.timeout(600 + EXAMPLES)(PromotedMachine.TestCase)

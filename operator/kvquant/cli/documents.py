@@ -13,6 +13,7 @@ from enum import StrEnum
 from kvquant.api import names
 from kvquant.api.fields import Model
 from kvquant.api.v1alpha1 import (
+    AdoptionStage,
     AlertPolicy,
     AlertSource,
     Condition,
@@ -147,6 +148,8 @@ class RolloutDocument(Model):
     """The steps in order."""
     weights: Weights
     """Committed split of the traffic."""
+    adoption: AdoptionStage | None = None
+    """How far the target is that has adopted the promoted dtype; null while it has not."""
     verdict: str | None = None
     """The latest verdict or the reason to wait, in a few words."""
     waiting: WaitingDocument | None = None
@@ -167,7 +170,7 @@ class RolloutDocument(Model):
     alerts: tuple[AlertDocument, ...] = ()
     """Alerts that fire and concern the rollout."""
     regime_proof: tuple[PodProof, ...] = ()
-    """Regime proof by canary pod."""
+    """Regime proof by pod of the canary, and of a target that has adopted its dtype."""
     conditions: tuple[Condition, ...] = ()
     """Conditions as Kubernetes has them."""
     decisions: tuple[DecisionRecord, ...] = ()
@@ -209,6 +212,7 @@ def describe(seen: Seen, now: datetime) -> RolloutDocument:
         step_started_at=status.step_started_at,
         steps=_steps(seen),
         weights=status.weights,
+        adoption=None if status.adoption is None else status.adoption.stage,
         verdict=status.verdict,
         waiting=_waiting(seen, now),
         cause=_cause(seen),
@@ -228,7 +232,10 @@ def describe(seen: Seen, now: datetime) -> RolloutDocument:
         evaluation=status.evaluation,
         shadow=None if status.shadow is None else copied(status.shadow, spec.shadow.min_pairs),
         alerts=tuple(AlertDocument(**alert.model_dump()) for alert in status.alerts),
-        regime_proof=status.regime_proof,
+        regime_proof=(
+            *status.regime_proof,
+            *(status.adoption.regime_proof if status.adoption is not None else ()),
+        ),
         conditions=status.conditions,
         decisions=status.decisions,
         warnings=_warnings(seen, now),

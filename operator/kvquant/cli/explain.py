@@ -26,6 +26,7 @@ LABEL = 13
 _KIND_STYLES = {
     DecisionKind.ADVANCE: "accent",
     DecisionKind.PROMOTE: "good",
+    DecisionKind.ADOPT: "good",
     DecisionKind.ROLL_BACK: "bad",
     DecisionKind.KILL: "bad",
     DecisionKind.HOLD: "dim",

@@ -341,7 +341,7 @@ def _decision(decision: DecisionRecord, now: datetime, paint: Paint, width: int)
     weight = f"{decision.weight:>3} %"
     said = f"Hold: {decision.message}" if decision.kind is DecisionKind.HOLD else decision.message
     message = fit(tame(said), width - len(when) - len(weight) - 4)
-    style = {"RollBack": "bad", "Kill": "bad", "Promote": "good", "Hold": "dim"}
+    style = {"RollBack": "bad", "Kill": "bad", "Promote": "good", "Adopt": "good", "Hold": "dim"}
     told = paint(message, style.get(decision.kind.value, ""))
     return f"{paint(when, 'dim')}  {weight}  {told}"
 

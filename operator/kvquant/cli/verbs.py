@@ -72,7 +72,8 @@ def _too_late(seen: Seen) -> str:
     """Say what is left to do once the rollback window is closed."""
     if not seen.status.settled:
         return ""
-    pool = seen.status.canary.deployment if seen.status.canary else "the new pool"
+    serving = seen.status.baseline if seen.status.handed_back else seen.status.canary
+    pool = serving.deployment if serving else "the new pool"
     return (
         " and its rollback window is closed: the old pool is gone. To go back, make a new "
         f"KVQuantRollout with targetRef.name: {pool} and the old dtype"

@@ -78,8 +78,9 @@ def prove(
     asked_dtype: str,
     baseline_dtype: str,
     head_dim: int,
+    yardstick: str = "the baseline",
 ) -> PodProof:
-    """Prove one canary pod.
+    """Prove one canary pod, or one of a target that has adopted the promoted dtype.
 
     Args:
         pod: Name of the pod.
@@ -90,6 +91,7 @@ def prove(
         asked_dtype: KV-cache dtype that the canary was started with.
         baseline_dtype: KV-cache dtype that the baseline was started with.
         head_dim: Size of one attention head of the model.
+        yardstick: What the baseline is called in sentences.
 
     Returns:
         PASS when the reported dtype and the measured capacity are what was asked for, FAIL when
@@ -124,7 +126,8 @@ def prove(
             f"The engine was asked for a {asked_dtype} KV cache and reports {config.dtype}: this "
             "image or hardware does not implement it. Use another engine version or dtype.",
         )
-    unequal = _different_flags(config, baseline) or _different_memory(config, baseline)
+    unequal = _different_flags(config, baseline, yardstick)
+    unequal = unequal or _different_memory(config, baseline, yardstick)
     if unequal is not None:
         return outcome(Verdict.FAIL, unequal)
     # What the baseline reports is nearer to the truth than its arguments: some checkpoints turn
@@ -141,7 +144,7 @@ def prove(
     if measured is None:
         return outcome(Verdict.INCONCLUSIVE, _unmeasured(config, baseline), expected=expected)
     factor, assumed = measured
-    told = f"Capacity per byte is {factor:.2f} times the baseline's ({running}), " + (
+    told = f"Capacity per byte is {factor:.2f} times {yardstick}'s ({running}), " + (
         f"expected {expected:.2f} for {asked_dtype} with heads of {head_dim}."
     )
     if assumed:
@@ -161,7 +164,9 @@ def prove(
     return outcome(Verdict.PASS, told, factor, expected)
 
 
-def _different_flags(config: CacheConfig, baseline: Sequence[CacheConfig]) -> str | None:
+def _different_flags(
+    config: CacheConfig, baseline: Sequence[CacheConfig], yardstick: str
+) -> str | None:
     """Return what makes the arms incomparable, if anything does."""
     theirs = {c.prefix_caching for c in baseline if c.prefix_caching is not None}
     if config.prefix_caching is None or not theirs or config.prefix_caching in theirs:
@@ -169,12 +174,14 @@ def _different_flags(config: CacheConfig, baseline: Sequence[CacheConfig]) -> st
     flag = "--enable-prefix-caching"
     canary, other = (flag, f"--no-{flag[2:]}")[:: 1 if config.prefix_caching else -1]
     return (
-        f"The engine runs as with {canary}, the baseline as with {other}: the arms could not be "
+        f"The engine runs as with {canary}, {yardstick} as with {other}: the arms could not be "
         f"compared. Set {flag} or --no-enable-prefix-caching explicitly in the target's arguments."
     )
 
 
-def _different_memory(config: CacheConfig, baseline: Sequence[CacheConfig]) -> str | None:
+def _different_memory(
+    config: CacheConfig, baseline: Sequence[CacheConfig], yardstick: str
+) -> str | None:
     """Return how unequal the arms' KV memory is, if it is: the larger one wins by that alone."""
     theirs = [c.memory_bytes for c in baseline if c.memory_bytes]
     if not config.memory_bytes or not theirs:
@@ -183,7 +190,7 @@ def _different_memory(config: CacheConfig, baseline: Sequence[CacheConfig]) -> s
     if abs(config.memory_bytes / other - 1) <= TOLERANCE:
         return None
     return (
-        f"The engine has {config.memory_bytes / 2**30:.1f} GiB of KV memory, the baseline's "
+        f"The engine has {config.memory_bytes / 2**30:.1f} GiB of KV memory, {yardstick}'s "
         f"{other / 2**30:.1f} GiB: the arms could not be compared. Set --kv-cache-memory-bytes in "
         "the target's arguments, and run both pools on the same kind of node."
     )

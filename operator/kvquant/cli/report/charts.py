@@ -34,6 +34,7 @@ LABEL_GAP = 15.0
 
 MARK = {
     DecisionKind.PROMOTE: "good",
+    DecisionKind.ADOPT: "good",
     DecisionKind.ROLL_BACK: "bad",
     DecisionKind.KILL: "bad",
 }

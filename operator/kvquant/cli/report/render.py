@@ -141,6 +141,7 @@ def _latency(value: float | None) -> str:
 def _style(decision: DecisionRecord) -> str:
     styles = {
         DecisionKind.PROMOTE: "good",
+        DecisionKind.ADOPT: "good",
         DecisionKind.ROLL_BACK: "bad",
         DecisionKind.KILL: "bad",
         DecisionKind.HOLD: "quiet",
