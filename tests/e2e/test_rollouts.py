@@ -8,7 +8,8 @@ import pytest
 
 from kvquant.api import names
 from kvquant.api.v1alpha1 import Phase
-from tests.e2e.stage import ROUTER, Stage, blamed, cause_of, failures, holds
+from kvquant.engines import vllm
+from tests.e2e.stage import ROUTER, Stage, blamed, cause_of, failures, holds, moves
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(420)]
@@ -47,6 +48,58 @@ def test_a_good_canary_is_promoted_and_the_next_bad_one_rolled_back(stage: Stage
     wait_until(lambda: stage.replicas_asked("int8-pool") == 0, 20, "the bad pool should be retired")
     load.stop()
     assert not failures(load), "the client notices nothing of either rollout"
+
+
+@pytest.mark.full
+def test_a_target_that_adopts_the_dtype_in_git_gets_the_traffic_back(stage: Stage) -> None:
+    def sync(dtype: str) -> None:
+        """Change the target's arguments, as a sync from Git does, and leave its replicas alone."""
+        target = stage.port.get("Deployment", stage.namespace, "llama")
+        assert target is not None
+        containers = target["spec"]["template"]["spec"]["containers"]
+        containers[0] = vllm.with_dtype(containers[0], dtype, None)
+        patch = {"spec": {"template": {"spec": {"containers": containers}}}}
+        stage.port.patch("Deployment", stage.namespace, "llama", patch)
+
+    stage.serve(replicas=2)
+    stage.roll_out("fp8", "fp8")
+    load = stage.send()
+    stage.until_settled("fp8", Phase.PROMOTED)
+    wait_until(lambda: stage.replicas_asked("llama") == 0, 20, "the old pool should be retired")
+
+    sync("int8_per_token_head")
+    waiting = stage.until(
+        "fp8", lambda s: s.condition("Adopted") is not None, 60, "the rollout should look at it"
+    )
+    assert not holds(waiting, "Adopted")
+    assert waiting.weights.canary == 100
+    assert stage.replicas_asked("llama") == 0, "another dtype is no reason to start pods"
+
+    sync("fp8")
+    adopted = stage.until("fp8", lambda s: holds(s, "Adopted"), 180, "the target should adopt it")
+    assert moves(adopted)[-3:] == ["AdoptionStarted", "HandingOver", "Adopted"]
+    assert holds(adopted, "Ready")
+    assert holds(adopted, "RegimeVerified")
+    assert (adopted.weights.baseline, adopted.weights.canary) == (100, 0)
+    assert stage.replicas_ready("llama") == 2, "it has its own pods back"
+    wait_until(
+        lambda: stage.port.get("Deployment", stage.namespace, "fp8-pool") is None,
+        20,
+        "the promoted pool should be removed",
+    )
+    wait_until(lambda: "Adopted" in stage.events("fp8"), 20, "it should be an Event")
+
+    stage.cluster.kubectl("delete", names.PLURAL, "fp8", "-n", stage.namespace, "--timeout=90s")
+    # A pod that nobody proves any more has to be found by the router all the same.
+    stage.cluster.kubectl("rollout", "restart", "deployment/llama", "-n", stage.namespace)
+    stage.cluster.kubectl(
+        *("rollout", "status", "deployment/llama", "-n", stage.namespace, "--timeout=90s")
+    )
+    seen = len(load.outcomes)
+    wait_until(lambda: len(load.outcomes) >= seen + 100, 60, "requests should be answered", 0.2)
+    load.stop()
+    assert not any(o.from_canary for o in load.outcomes[-50:]), "the target answers"
+    assert not failures(load), "the client notices nothing of it"
 
 
 def test_a_canary_that_ignores_the_dtype_never_gets_a_request(stage: Stage) -> None:
