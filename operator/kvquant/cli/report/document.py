@@ -170,10 +170,10 @@ def summary(seen: Seen, now: datetime) -> str:
     if status.phase is Phase.PROMOTED:
         promoted = next((d for d in status.decisions if d.kind is DecisionKind.PROMOTE), None)
         until = length((promoted.at if promoted else whole.end) - whole.start)
-        back = f" {old} has adopted {dtype} since, and serves again." if status.adopted else ""
+        since = f" {old} has adopted {dtype} since, and serves again." if status.adopted else ""
         return (
             f"{new} with its {dtype} KV cache took over from {old} after "
-            f"{counted(len(steps(seen, now)), 'step')} in {until}.{back}"
+            f"{counted(len(steps(seen, now)), 'step')} in {until}.{since}"
         )
     if status.phase in (Phase.ROLLED_BACK, Phase.ROLLING_BACK):
         back = [d for d in attempt(seen) if d.kind is DecisionKind.ROLL_BACK]
