@@ -80,6 +80,8 @@ class Actor:
         else:
             # The target's pods idle until they are all proven: an autoscaler would take them away.
             autoscaling.pin(self._cluster, world)
+            metadata = world.rollout.metadata
+            self._applied.pop((autoscaling.KIND, metadata.namespace, metadata.name), None)
 
     def release_autoscalers(self, namespace: str, holder: str) -> None:
         """Give back the bounds of the autoscalers that a rollout (`name/uid`) has pinned."""
@@ -88,8 +90,7 @@ class Actor:
     def _release_autoscalers_once(self, world: World, now: datetime) -> None:
         """Give back what an ended rollout has pinned, without asking for it at every pass."""
         namespace, holder = world.rollout.metadata.namespace, identity(world.rollout)
-        status = world.rollout.status
-        ended = f"{holder}/{status.attempt}/{status.adopted}"
+        ended = f"{holder}/{world.rollout.status.attempt}"
         key = (autoscaling.KIND, namespace, world.rollout.metadata.name)
         done = self._applied.get(key)
         if done is None or done[0] != ended or now - done[1] >= REAPPLY_SETTLED_AFTER:

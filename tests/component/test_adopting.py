@@ -309,7 +309,11 @@ def test_a_pod_that_starts_in_the_meantime_gets_no_request_before_its_proof(
     site.ignoring.add("llama")
     edit(site, lambda d: d["spec"].update(replicas=3))
     site.let_pass(5)
-    assert len([p for p in site.pods("llama") if p["status"]["conditions"]]) == 3
+    site.let_pass(5)
+    assert site.deployment("llama")["status"]["availableReplicas"] == 3
+    assert site.serving("llama-router", "blue") == proven
+    run(site, ref, turns=3)
+    assert why(site, ref) == "RegimeProofFailed"
     assert site.serving("llama-router", "blue") == proven
 
 
@@ -405,7 +409,8 @@ def test_pods_of_the_template_before_are_waited_for(site: Site) -> None:
     assert site.lost == []
 
 
-def test_the_autoscaler_is_held_still_until_the_target_serves(site: Site) -> None:
+@pytest.mark.parametrize("end", ["adopted", "given up"])
+def test_the_autoscaler_is_held_still_until_the_target_serves(site: Site, end: str) -> None:
     site.cluster.put(autoscaler())
     ref = site.apply()
     site.until_settled(ref)
@@ -413,7 +418,11 @@ def test_the_autoscaler_is_held_still_until_the_target_serves(site: Site) -> Non
     adopt(site)
     site.until(ref, HANDING_OVER)
     assert bounds(stored(site)) == (2, 2)
-    site.until(ref, ADOPTED)
+    if end == "adopted":
+        site.until(ref, ADOPTED)
+    else:
+        adopt(site, "auto")
+        site.until(ref, lambda status: status.adoption is None)
     run(site, ref, turns=2)
     assert bounds(stored(site)) == (2, 8)
     assert names.ANNOTATION_PINNED not in stored(site)["metadata"]["annotations"]

@@ -293,6 +293,20 @@ def test_a_settled_promotion_offers_no_verb() -> None:
     assert "you can" not in shown(made.promoted(settled=True))
 
 
+def test_the_proofs_of_a_target_that_adopts_the_dtype_are_shown_with_what_it_waits_for() -> None:
+    raw = made.promoted(settled=True)
+    wrong = {**made.PROOF_PASSED, "pod": "llama-7", "verdict": "Fail", "message": "it ignored it"}
+    raw["status"]["adoption"] = {
+        "stage": "Proving",
+        "since": made.before(minutes=1),
+        "regimeProof": [wrong],
+    }
+    made.set_condition(raw, "Held", "True", "RegimeProofFailed", "llama-7: it ignored it")
+    text = " ".join(shown(raw).split())
+    assert "llama-7 it ignored it" in text
+    assert "waits" in text
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
 @pytest.mark.parametrize("unicode", [True, False])
 def test_no_line_is_wider_than_the_terminal(width: int, unicode: bool) -> None:
