@@ -110,7 +110,6 @@ PROVING: list[tuple[dict[str, Any], str]] = [
     ({"problem": Problem("RefusedByAPIServer", "denied")}, "RefusedByAPIServer"),
     ({"requests": Requests(paused="Ada")}, "Paused"),
     ({"requests": Requests(killed="Ada")}, "Killed"),
-    ({"drives_router": False}, "RouterTaken"),
 ]
 
 
@@ -124,6 +123,16 @@ def test_the_pool_serves_until_every_pod_of_the_target_can(
     assert condition is not None
     assert (condition.status, condition.reason, why_held(told)) == ("False", reason, reason)
     assert after(told, **fields) == told, "and is written once"
+
+
+def test_one_whose_router_is_taken_is_given_up_and_holds_nothing_still() -> None:
+    told = after(at(AdoptionStage.PROVING), drives_router=False)
+    assert (told.adoption, told.weights.canary) == (None, 100)
+    condition = told.condition("Adopted")
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("False", "RouterTaken")
+    back = after(at(AdoptionStage.HANDING_OVER), drives_router=False)
+    assert (back.handed_back, back.weights.canary) == (False, 100)
 
 
 def test_pods_that_routers_knew_before_they_were_verified_have_time_to_go() -> None:

@@ -94,7 +94,8 @@ def _begin(turn: Turn) -> None:
 def _proving(turn: Turn, adoption: Adoption) -> None:
     """Prove the target's pods, and move the traffic when every one of them can take it."""
     turn.requeue_after = PATIENT
-    if (why := _not_asked(turn)) is not None:
+    if (why := _not_asked(turn) or _taken(turn)) is not None:
+        # Nothing is left to hold still for, such as the target's autoscaler.
         turn.set(adoption=None)
         turn.condition(CONDITION, False, *why)
         return
@@ -210,13 +211,17 @@ def _stopped(turn: Turn) -> Why | None:
     killed = turn.seen.requests.killed
     if killed:
         return "Killed", f"The kill switch holds, under which nothing is handed over: {killed}"
-    if not turn.seen.drives_router:
-        return (
-            "RouterTaken",
-            f"Router {turn.status.router} is another rollout's by now: what it sends where is not "
-            "for this one to change.",
-        )
-    return None
+    return _taken(turn)
+
+
+def _taken(turn: Turn) -> Why | None:
+    if turn.seen.drives_router:
+        return None
+    return (
+        "RouterTaken",
+        f"Router {turn.status.router} is another rollout's by now: what it sends where is not for "
+        "this one to change.",
+    )
 
 
 def _paused(turn: Turn) -> Why | None:
