@@ -82,9 +82,8 @@ class Fleet:
             return [Series(labels, list(points)) for labels, points in self._series(query, times)]
 
         scrapes = Scrapes(window)
-        scrapes.add_seen(routers=read(texts.routers_seen), engines=read(texts.engines_seen))
-        scrapes.add_router_counters(read(texts.router_counters))
-        scrapes.add_router_latency(read(texts.router_latency))
+        scrapes.add_routers(texts, read)
+        scrapes.add_seen(engines=read(texts.engines_seen))
         scrapes.add_engines_started(read(texts.engines_started))
         scrapes.add_engine_scalars(read(texts.engine_scalars))
         for name, text in texts.engine_histograms.items():

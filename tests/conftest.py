@@ -59,6 +59,30 @@ def apply_crd(connection: Connection) -> None:
     wait_until(lambda: is_served(connection), 30, "KVQuantRollout should be served")
 
 
+@pytest.fixture(scope="session")
+def gateway_api(connection: Connection) -> None:
+    """The kinds of the Gateway API, which a cluster has or has not."""
+    from kvlocal import gateways
+
+    for document in yaml.safe_load_all(gateways.crds().read_text()):
+        if (document or {}).get("kind") == "CustomResourceDefinition":
+            connection.expect(
+                "PATCH",
+                CRD_PATH.rpartition("/")[0] + f"/{document['metadata']['name']}",
+                subject="CRD of the Gateway API",
+                query={"fieldManager": "tests", "force": "true"},
+                body=document,
+                content_type=APPLY_PATCH,
+            )
+
+    def served() -> bool:
+        path = "/apis/gateway.networking.k8s.io/v1/"
+        kinds = ("httproutes", "gateways", "gatewayclasses")
+        return all(connection.request("GET", path + kind).status == 200 for kind in kinds)
+
+    wait_until(served, 60, "the Gateway API should be served")
+
+
 def is_served(connection: Connection) -> bool:
     """Whether rollouts can be read and written, which lags behind Established a little."""
     crd = connection.expect("GET", CRD_PATH, subject="CRD")

@@ -53,6 +53,12 @@ WHOLE: dict[str, Any] = Spec.model_validate(OPTIONAL).model_dump(
 )
 """A spec with every part that may stand beside the others, those included that have a default."""
 
+THROUGH_GATEWAY: dict[str, Any] = {
+    **WHOLE,
+    "traffic": {"gatewayAPI": {"httpRoute": "llama", "rule": 0, "drainTimeout": "5m"}},
+}
+"""The same with the other way to split traffic."""
+
 ODD: list[Any] = [
     *("", "x", "0s", "999999h", "1h1m1s", "int8", "auto", "Keep", "Promoted", "RollingBack", "ü\n"),
     *("2026-11-25T12:00:00Z", "9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "x" * 3000),

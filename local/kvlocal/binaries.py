@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ ALERTMANAGER = "github.com/prometheus/alertmanager/cmd/alertmanager@v0.31.1"
 S3_GATEWAY = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 """An S3 server in front of a folder, for the tests of what is kept in buckets."""
 
+ENVOY_GATEWAY = "github.com/envoyproxy/gateway/cmd/envoy-gateway@v1.9.1"
 
 HELM = "helm.sh/helm/v4/cmd/helm@v4.3.1"
 HELM_DOCS = "github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2"
@@ -133,6 +135,27 @@ def s3_gateway() -> Path:
     return _install(S3_GATEWAY, [], "about a minute on two cores, once")
 
 
+def envoy_gateway() -> Path:
+    """Return Envoy Gateway's controller.
+
+    Raises:
+        LocalError: It cannot be built.
+    """
+    return _install(ENVOY_GATEWAY, [], "about seven minutes on two cores, once")
+
+
+def module_folder(package: str) -> Path:
+    """Return the folder with the sources of the module of one of these commands.
+
+    Raises:
+        LocalError: It cannot be had.
+    """
+    path, _, version = package.partition("@")
+    module = path.partition("/cmd/")[0]
+    told = json.loads(_go_command(["mod", "download", "-json", f"{module}@{version}"], MODULES, {}))
+    return Path(told["Dir"])
+
+
 def helm() -> Path:
     """Return Helm.
 
@@ -200,8 +223,8 @@ def _build(
     return binary
 
 
-def _go_command(arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
-    run(
+def _go_command(arguments: list[str], folder: Path, environment: dict[str, str]) -> str:
+    return run(
         *(_go(), *arguments),
         folder=folder,
         environment={"GOFLAGS": "", "GOWORK": "off", **environment},

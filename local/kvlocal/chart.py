@@ -59,7 +59,8 @@ def render(
     Raises:
         LocalError: Helm refuses the values, or the chart; the message is Helm's own.
     """
-    return _helm("template", release, str(chart), *arguments, values=values)
+    where = f"--namespace={NAMESPACE}"
+    return _helm("template", release, str(chart), *arguments, where, values=values)
 
 
 def install(cluster: Cluster, values: Values | None = None, *arguments: str) -> None:
@@ -77,7 +78,17 @@ def helm(cluster: Cluster, verb: str, *arguments: str, values: Values | None = N
     Raises:
         LocalError: It failed; the message is Helm's own.
     """
-    return _helm(verb, *arguments, f"--kubeconfig={cluster.kubeconfig}", values=values)
+    return helm_in(cluster, NAMESPACE, verb, *arguments, values=values)
+
+
+def helm_in(cluster: Cluster, namespace: str, *arguments: str, values: Values | None = None) -> str:
+    """Run Helm on a cluster, in any namespace, and return what it printed.
+
+    Raises:
+        LocalError: It failed; the message is Helm's own.
+    """
+    where = (f"--kubeconfig={cluster.kubeconfig}", f"--namespace={namespace}")
+    return _helm(*arguments, *where, values=values)
 
 
 def manifest() -> str:
@@ -106,8 +117,7 @@ def readme() -> str:
 def _helm(verb: str, *arguments: str, values: Values | None) -> str:
     given = [] if values is None else ["--values=-"]
     stdin = None if values is None else yaml.safe_dump(dict(values))
-    command = (str(binaries.helm()), verb, *arguments, f"--namespace={NAMESPACE}", *given)
-    return run(*command, stdin=stdin)
+    return run(str(binaries.helm()), verb, *arguments, *given, stdin=stdin)
 
 
 if __name__ == "__main__":

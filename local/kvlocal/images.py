@@ -30,6 +30,7 @@ BUILDS_KEPT = 3
 COREDNS_IMAGE = "localhost/kvlocal/coredns:1"
 PROMETHEUS_IMAGE = "localhost/kvlocal/prometheus:1"
 ALERTMANAGER_IMAGE = "localhost/kvlocal/alertmanager:1"
+ENVOY_GATEWAY_IMAGE = "localhost/kvlocal/envoy-gateway:1"
 
 _SOURCES = {
     "operator": ("operator/kvquant", "requirements.lock"),
@@ -91,6 +92,11 @@ def build(name: str) -> Image:
     )
 
 
+def lock_of(name: str) -> str:
+    """Return the lock of a product's image, relative to the repository."""
+    return _LOCKS[name]
+
+
 def everything() -> list[Image]:
     """Build every image that a cluster with the product in it needs.
 
@@ -147,6 +153,26 @@ def alertmanager() -> Image:
         "Dockerfile",
         None,
     )
+
+
+def envoy_gateway() -> Image:
+    """Build Envoy Gateway, likewise. Its pods ask for the command by its name.
+
+    Raises:
+        LocalError: It cannot be built.
+    """
+    debian.ensure_image_tools()
+    binary = binaries.envoy_gateway()
+
+    def fill(context: Path) -> None:
+        shutil.copy(binary, context / "envoy-gateway")
+        (context / "envoy-gateway").chmod(0o755)
+        (context / "Dockerfile").write_text(
+            "FROM scratch\nCOPY envoy-gateway /usr/local/bin/envoy-gateway\n"
+            'ENTRYPOINT ["/usr/local/bin/envoy-gateway"]\n'
+        )
+
+    return _build(ENVOY_GATEWAY_IMAGE, fill, [binary.name], "Dockerfile", None)
 
 
 _PAUSE_SOURCE = """

@@ -12,6 +12,7 @@ from kvquant.api import names
 from kvquant.api.v1alpha1 import Phase, PodProof, Pool, Status, Verdict, parse_duration
 from kvquant.config import OperatorConfig
 from kvquant.core.adopting import differs
+from kvquant.core.gateway_manifests import GatewaySpec, gateway_objects
 from kvquant.core.manifests import (
     ANNOTATION_ATTEMPT,
     PoolIdentity,
@@ -25,6 +26,7 @@ from kvquant.core.record import fingerprint
 from kvquant.core.router_manifests import RouterSpec, router_objects, slot_service
 from kvquant.engines import vllm
 from kvquant.errors import TemplateError
+from kvquant.gateway_acting import Routes
 from kvquant.ports import Cluster, Object, RouterKey, Traffic
 from kvquant.world import ENGINE_CONTAINER, World, annotations_of, identity, labels_of, pod_view
 
@@ -53,6 +55,7 @@ class Actor:
         self._config = config
         self.xds_ca = xds_ca
         self._applied: dict[tuple[str, str, str], tuple[str, datetime]] = {}
+        self._routes = Routes()
 
     def act(self, world: World, now: datetime) -> None:
         """Do what the status says: routers and weights first, then pods.
@@ -120,6 +123,14 @@ class Actor:
             )
             self._traffic.forget(RouterKey(namespace, name))
 
+    def give_back(self, world: World, now: datetime) -> None:
+        """Leave everything to the target: an HTTPRoute as it was, and no pool."""
+        status = world.rollout.status
+        if status.gateway is not None and status.canary is not None and self._holds(world, status):
+            # Which port the canary has does not matter where it is not named any more.
+            self._routes.drive(self._cluster, world, status, status.canary, 0, now)
+        self.remove_pool(world)
+
     def hand_over(self, world: World, now: datetime) -> None:
         """Make what serves an ordinary pool, because nobody proves its new pods any more.
 
@@ -168,12 +179,14 @@ class Actor:
         self, world: World, status: Status, baseline: Pool, canary: Pool, now: datetime
     ) -> None:
         namespace, router = world.rollout.metadata.namespace, status.router or ""
+        settings = world.rollout.spec.traffic.router
         weights = {
             baseline.slot: status.weights.baseline,
             canary.slot: status.weights.canary,
         }
-        # The live routers follow at once; the ConfigMap is for routers that start without us.
-        self._traffic.set_weights(RouterKey(namespace, router), weights, status.weights.mirror)
+        if settings is not None:
+            # The live routers follow at once; the ConfigMap is for routers that start without us.
+            self._traffic.set_weights(RouterKey(namespace, router), weights, status.weights.mirror)
         serves_baseline = self._baseline_selector(world, router, baseline.slot)
         if serves_baseline is None:
             return
@@ -181,40 +194,50 @@ class Actor:
             # Like a canary's, a pod of the target is found once it is proven, and not before.
             serves_baseline = {**serves_baseline, names.LABEL_SERVING: "true"}
         port, canary_port = self._ports(world)
-        every = REAPPLY_SETTLED_AFTER if status.settled else REAPPLY_AFTER
-        settings = world.rollout.spec.traffic.router
-        for obj in router_objects(
-            RouterSpec(
-                name=router,
-                namespace=namespace,
-                image=self._config.router_image,
-                image_pull_policy=self._config.image_pull_policy,
-                port=settings.port,
-                replicas=settings.replicas,
-                selectors={
-                    baseline.slot: serves_baseline,
-                    canary.slot: canary_selector(canary.deployment),
-                },
-                engine_ports={baseline.slot: port, canary.slot: canary_port},
-                weights=weights,
-                request_timeout=parse_duration(settings.request_timeout),
-                drain_timeout=parse_duration(settings.drain_timeout),
-                hash_header=settings.hash_header,
-                xds_host=self._config.xds_host,
-                xds_port=self._config.xds_port,
-                xds_ca=self.xds_ca,
-                annotations={
-                    names.ANNOTATION_HOLDER: identity(world.rollout),
-                    names.ANNOTATION_SETTLED: "true" if _leaves_router(status) else "false",
-                    names.ANNOTATION_SERVING_POOL: (
-                        canary.deployment
-                        if status.phase is Phase.PROMOTED and not status.handed_back
-                        else baseline.deployment
-                    ),
-                },
+        selectors = {
+            baseline.slot: serves_baseline,
+            canary.slot: canary_selector(canary.deployment),
+        }
+        engine_ports = {baseline.slot: port, canary.slot: canary_port}
+        annotations = {
+            names.ANNOTATION_HOLDER: identity(world.rollout),
+            names.ANNOTATION_SETTLED: "true" if _leaves_router(status) else "false",
+            names.ANNOTATION_SERVING_POOL: (
+                canary.deployment
+                if status.phase is Phase.PROMOTED and not status.handed_back
+                else baseline.deployment
+            ),
+        }
+        if settings is None:
+            objects = gateway_objects(
+                GatewaySpec(router, namespace, selectors, engine_ports, annotations)
             )
-        ):
+        else:
+            objects = router_objects(
+                RouterSpec(
+                    name=router,
+                    namespace=namespace,
+                    image=self._config.router_image,
+                    image_pull_policy=self._config.image_pull_policy,
+                    port=settings.port,
+                    replicas=settings.replicas,
+                    selectors=selectors,
+                    engine_ports=engine_ports,
+                    weights=weights,
+                    request_timeout=parse_duration(settings.request_timeout),
+                    drain_timeout=parse_duration(settings.drain_timeout),
+                    hash_header=settings.hash_header,
+                    xds_host=self._config.xds_host,
+                    xds_port=self._config.xds_port,
+                    xds_ca=self.xds_ca,
+                    annotations=annotations,
+                )
+            )
+        every = REAPPLY_SETTLED_AFTER if status.settled else REAPPLY_AFTER
+        for obj in objects:
             self._apply(obj, now, every)
+        if settings is None:
+            self._routes.drive(self._cluster, world, status, canary, canary_port, now)
         if world.target is not None and labels_of(world.target).get(names.LABEL_ROUTER) != router:
             mark = {names.LABEL_ROUTER: router, names.LABEL_SLOT: baseline.slot}
             self._cluster.patch(

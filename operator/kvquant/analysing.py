@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from kvquant.api.v1alpha1 import Status, TrafficSpan
+from kvquant.core import http_routes
 from kvquant.core.analysis import Analysis, Report, Settings
 from kvquant.core.analysis.samples import Arm, Tick
 from kvquant.core.custom_signals import queries_of
@@ -80,6 +81,7 @@ class Analyses:
             since=kept.since,
             spans=spans(status, plan),
             signals=queries_of(plan.analysis.custom),
+            clusters=http_routes.clusters(metadata.namespace, world.rollout.spec.traffic, status),
         )
         timeline = metrics.ticks([need], now).get(key)
         if timeline is None:
@@ -116,6 +118,7 @@ class Analyses:
             baseline=ArmNeed(status.baseline.slot, status.baseline.deployment),
             canary=ArmNeed(status.canary.slot, status.canary.deployment),
             since=now - LATEST_TICKS * self._grid,
+            clusters=http_routes.clusters(metadata.namespace, world.rollout.spec.traffic, status),
         )
         timeline = metrics.ticks([need], now).get(key)
         if timeline is None or not timeline.complete:

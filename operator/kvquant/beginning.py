@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from kvquant import gateway_acting
 from kvquant.api import names
 from kvquant.api.v1alpha1 import Pool
 from kvquant.core import regime
@@ -90,7 +91,13 @@ def candidate(world: World, cluster: Cluster, metrics: Metrics, now: datetime) -
     planned = canary_deployment(
         target, index, PoolIdentity(pool, rollout.metadata.name, router, other, ""), dtype, 1, None
     )
-    _refuse_shared_services(target, planned, cluster.list("Service", namespace, {}))
+    services = cluster.list("Service", namespace, {})
+    _refuse_shared_services(target, planned, services)
+    gateway = None
+    if rollout.spec.traffic.gateway_api is not None:
+        labels = target["spec"]["template"]["metadata"].get("labels") or {}
+        serving = {**labels, names.LABEL_SERVING: "true"}
+        gateway = gateway_acting.rule_for(world, cluster, services, serving)
     _refuse_unmeasured(world, ready, dtype, metrics, now)
     return Candidate(
         engine=vllm.NAME,
@@ -105,6 +112,7 @@ def candidate(world: World, cluster: Cluster, metrics: Metrics, now: datetime) -
         ),
         canary_deployment=pool,
         canary_slot=other,
+        gateway=gateway,
     )
 
 
@@ -149,7 +157,7 @@ def _refuse_busy_router(world: World, router: str) -> None:
     if world.taken_by is not None:
         raise TemplateError(
             "RouterBusy",
-            f"spec.traffic.router: rollout {world.taken_by!r} still drives router {router}; this "
+            f"spec.traffic: rollout {world.taken_by!r} still drives router {router}; this "
             "one begins when that one has ended and its rollback window is closed.",
         )
 

@@ -12,10 +12,10 @@ from kvquant.analysing import Analyses
 from kvquant.api import names
 from kvquant.api.v1alpha1 import Phase, PodProof, Status, Verdict
 from kvquant.beginning import candidate
-from kvquant.core import regime
+from kvquant.core import http_routes, regime
 from kvquant.core.adopting import differs
 from kvquant.core.alerts import Heard, Watch, blamed, services, standing
-from kvquant.core.evidence import CacheConfig, worst
+from kvquant.core.evidence import CacheConfig, Evidence, worst
 from kvquant.core.machine import RUNNING
 from kvquant.core.manifests import Object, engine_container, replicas_of, template_hash
 from kvquant.core.observation import (
@@ -124,17 +124,15 @@ def observe(
     container = annotations_of(world.canary).get(ENGINE_CONTAINER)
     canary_pods = tuple(pod_view(pod, container) for pod in world.canary_pods)
     baseline_pods = tuple(pod_view(pod, container) for pod in world.baseline_pods)
-    acknowledged = traffic.acknowledged(RouterKey(rollout.metadata.namespace, status.router))
     if status.phase in RUNNING and problem is None:
         problem = _baseline_trouble(world)
-    available = (world.router or {}).get("status", {}).get("availableReplicas") or 0
     seen = replace(
         seen,
         problem=problem,
         target=_target_view(world),
         canary_pods=canary_pods,
         baseline_pods=baseline_pods,
-        router=RouterView(available, acknowledged.connected, acknowledged.applied),
+        router=_router(world, traffic),
         proofs=tuple(p for p in status.regime_proof if _still_there(p, canary_pods)),
         drives_router=world.mine,
         **_shadow_pods(world),
@@ -148,9 +146,11 @@ def observe(
         seen = replace(seen, proofs=_proofs(world, seen, metrics, now))
         if status.adopting:
             seen = replace(seen, target_proofs=_target_proofs(world, seen, metrics, now))
-            seen = replace(seen, evidence=analyses.standing(world, metrics, now))
+            standing_now = analyses.standing(world, metrics, now)
+            seen = replace(seen, evidence=_known_by_pods(world, seen, standing_now))
         if not status.settled:
             evidence, report = analyses.look(world, Plan.of(rollout.spec), metrics, now)
+            evidence = _known_by_pods(world, seen, evidence)
             seen = replace(seen, evidence=evidence, report=report)
         if status.phase is Phase.SHADOWING:
             need = _shadow_need(world)
@@ -158,6 +158,35 @@ def observe(
     except MetricsError as error:
         seen = replace(seen, metrics_problem=str(error))
     return seen
+
+
+def _router(world: World, traffic: Traffic) -> RouterView:
+    """Return how far the data plane has followed: the routers, or the HTTPRoute's parents."""
+    status = world.rollout.status
+    if status.gateway is not None:
+        return http_routes.view(world.route)
+    assert status.router is not None  # noqa: S101 - set at the start
+    acknowledged = traffic.acknowledged(RouterKey(world.rollout.metadata.namespace, status.router))
+    available = (world.router or {}).get("status", {}).get("availableReplicas") or 0
+    return RouterView(available, acknowledged.connected, acknowledged.applied)
+
+
+def _known_by_pods(world: World, seen: Observation, evidence: Evidence) -> Evidence:
+    """Fill in how many of an arm's pods serve, where a Gateway routes and cannot tell.
+
+    A Gateway knows nothing of a backend before it has answered anything, and takes its pods from
+    the same Services that they are counted for here.
+    """
+    if world.rollout.status.gateway is None:
+        return evidence
+    arms = {"canary": seen.canary_pods, "baseline": seen.baseline_pods}
+    known = {}
+    for name, pods in arms.items():
+        arm = getattr(evidence, name)
+        if arm.healthy is None:
+            serving = sum(pod.ready and (pod.serving or name == "baseline") for pod in pods)
+            known[name] = replace(arm, healthy=float(serving))
+    return replace(evidence, **known)
 
 
 def _shadow_pods(world: World) -> dict[str, Any]:

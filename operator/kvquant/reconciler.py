@@ -174,7 +174,7 @@ class Reconciler:
                 self._actor.hand_over(world, self._clock())
             else:
                 # A rollout that waits to be tried again has a pool from the time before.
-                self._actor.remove_pool(world)
+                self._actor.give_back(world, self._clock())
             self._actor.release(world)
             self._actor.release_autoscalers(ref.namespace, identity(world.rollout))
         except Conflict:
@@ -207,6 +207,7 @@ class Reconciler:
             logger.warning("Cannot do what the status says: %s", error)
             reason = error.reason if isinstance(error, TemplateError) else "RefusedByAPIServer"
             problem = Problem(reason, str(error))
+        problem = problem or world.route_problem
         # After the weights, which must not wait for it.
         self._recorder.keep(world)
         now = self._clock()

@@ -40,9 +40,9 @@ class Waker:
             obj: The object after the change; before it, when it is gone.
             touched: Whether more has changed than what controllers report.
         """
-        # Of what controllers report, only pods make passes, which become ready and die, and Jobs,
-        # which end.
-        if not touched and obj["kind"] not in ("Job", "Pod"):
+        # Of what controllers report, only pods make passes, which become ready and die, Jobs, which
+        # end, and routes, which Gateways take.
+        if not touched and obj["kind"] not in ("HTTPRoute", "Job", "Pod"):
             return
         if names.LABEL_ROUTER in labels_of(obj):
             self._doubt(obj)
@@ -65,6 +65,8 @@ def concerned(obj: Object, rollouts: Callable[[], Iterable[Object]]) -> set[str]
         return {labels[names.LABEL_ROLLOUT]}
     if kind == "Pod":
         return set()
+    if kind == "HTTPRoute":
+        return {one["metadata"]["name"] for one in rollouts() if name == _route(one)}
     if kind == "HorizontalPodAutoscaler":
         name = obj.get("spec", {}).get("scaleTargetRef", {}).get("name", "")
     pool = kind in ("Deployment", "HorizontalPodAutoscaler")
@@ -85,3 +87,9 @@ def _pools(rollout: Object) -> tuple[str | None, ...]:
         rollout.get("spec", {}).get("targetRef", {}).get("name"),
         (status.get("canary") or {}).get("deployment"),
     )
+
+
+def _route(rollout: Object) -> str | None:
+    traffic = rollout.get("spec", {}).get("traffic") or {}
+    route: str | None = (traffic.get("gatewayAPI") or {}).get("httpRoute")
+    return route

@@ -10,7 +10,7 @@ from kvquant.api.v1alpha1 import KVQuantRollout, Phase
 from kvquant.core import record
 from kvquant.core.evaluation_manifests import jobs_selector
 from kvquant.core.manifests import target_selector
-from kvquant.core.observation import PodView
+from kvquant.core.observation import PodView, Problem
 from kvquant.core.ownership import owners_of
 from kvquant.core.router_manifests import shadow_name, shadow_selector
 from kvquant.engines import vllm_limits
@@ -31,6 +31,10 @@ class World:
     canary: Object | None = None
     router: Object | None = None
     router_config: Object | None = None
+    route: Object | None = None
+    """The HTTPRoute that splits the traffic; None with the built-in router."""
+    route_problem: Problem | None = None
+    """Why the route cannot be driven, or who else drives it."""
     record: Object | None = None
     shadow: Object | None = None
     """Deployment of the rollout's own shadow service."""
@@ -80,9 +84,15 @@ def labels_of(obj: Object | None) -> dict[str, str]:
 
 
 def router_name(rollout: KVQuantRollout, target: Object | None) -> str:
-    """Return the router of a rollout: asked for, serving the target already, or named after it."""
+    """Return the router of a rollout: asked for, serving the target already, or named after it.
+
+    What belongs to an HTTPRoute is named after that.
+    """
+    gateway, router = rollout.spec.traffic.gateway_api, rollout.spec.traffic.router
+    if gateway is not None:
+        return f"{gateway.http_route[:46]}-route"
     return (
-        rollout.spec.traffic.router.name
+        (router.name if router is not None else None)
         or labels_of(target).get(names.LABEL_ROUTER)
         or f"{rollout.spec.target_ref.name[:45]}-router"
     )
@@ -106,6 +116,9 @@ def read(cluster: Cluster, raw: Object) -> World:
     world.target = cluster.get("Deployment", namespace, rollout.spec.target_ref.name)
     router = status.router or router_name(rollout, world.target)
     world.router_config = cluster.get("ConfigMap", namespace, router)
+    gateway = rollout.spec.traffic.gateway_api
+    if gateway is not None:
+        _read_route(cluster, world, gateway.http_route)
     world.record = cluster.get("ConfigMap", namespace, record.name_of(rollout.metadata.name))
     if not status.settled:
         world.taken_by = _other_holder(cluster, world)
@@ -129,6 +142,20 @@ def read(cluster: Cluster, raw: Object) -> World:
             world.shadow_pods = cluster.list("Pod", namespace, shadow_selector(router))
         _read_evaluation(cluster, world)
     return world
+
+
+def _read_route(cluster: Cluster, world: World, name: str) -> None:
+    """Read the HTTPRoute. That it cannot be had must keep nothing from being rolled back."""
+    field, namespace = "spec.traffic.gatewayAPI.httpRoute", world.rollout.metadata.namespace
+    try:
+        world.route = cluster.get("HTTPRoute", namespace, name)
+    except Refused as error:
+        world.route_problem = Problem("GatewayAPIRefused", f"{field}: {error}")
+        return
+    if world.route is None:
+        world.route_problem = Problem(
+            "RouteNotFound", f"{field}: there is no HTTPRoute {name!r} in namespace {namespace}."
+        )
 
 
 def _read_evaluation(cluster: Cluster, world: World) -> None:

@@ -86,7 +86,18 @@ REFUSED = {
         {"analysis": {"interval": "0s"}},
         ["spec.analysis.interval: Invalid value", "must last at least 1s"],
     ),
-    "no way to split traffic": ({"traffic": {}}, ["spec.traffic.router: Required value"]),
+    "no way to split traffic": (
+        {"traffic": {}},
+        ["spec.traffic: Invalid value", "exactly one of router (the built-in Envoy) and"],
+    ),
+    "two ways to split traffic": (
+        {"traffic": {"router": {}, "gatewayAPI": {"httpRoute": "llama"}}},
+        ["spec.traffic: Invalid value", "exactly one of router (the built-in Envoy) and"],
+    ),
+    "a rule counted from the end": (
+        {"traffic": {"gatewayAPI": {"httpRoute": "llama", "rule": -1}}},
+        ["spec.traffic.gatewayAPI.rule: Invalid value: -1"],
+    ),
     "a target that is no Deployment": (
         {"targetRef": {"kind": "StatefulSet", "name": "llama"}},
         ['spec.targetRef.kind: Unsupported value: "StatefulSet": supported values: "Deployment"'],
@@ -238,6 +249,39 @@ def test_the_target_cannot_be_changed(kubectl: Kubectl, namespace: str) -> None:
     answer = kubectl("patch", "kvqr", "llama-fp8", "-n", namespace, "--type=merge", "-p", patch)
     assert answer.returncode != 0
     assert "targetRef cannot be changed: make a new KVQuantRollout" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "traffic",
+    [
+        {"router": None, "gatewayAPI": {"httpRoute": "llama"}},
+        {"router": {"port": 8080}},
+    ],
+    ids=["by a Gateway", "by a port"],
+)
+def test_traffic_cannot_be_led_another_way(
+    kubectl: Kubectl, namespace: str, traffic: dict[str, Any]
+) -> None:
+    """What was set on a router or a route must be put back there."""
+    kubectl.ok("create", "-n", namespace, "-f-", stdin=rollout())
+    patch = json.dumps({"spec": {"traffic": traffic}})
+    answer = kubectl("patch", "kvqr", "llama-fp8", "-n", namespace, "--type=merge", "-p", patch)
+    if "gatewayAPI" in traffic:
+        assert answer.returncode != 0
+        assert "traffic cannot be led another way in mid-life" in answer.stderr
+    else:
+        assert answer.returncode == 0, answer.stderr
+
+
+def test_another_http_route_is_another_way(kubectl: Kubectl, namespace: str) -> None:
+    (document,) = yaml.safe_load_all((manifests.EXAMPLES / "fp8-gateway-api.yaml").read_text())
+    document["metadata"]["namespace"] = namespace
+    kubectl.ok("create", "-f-", stdin=yaml.safe_dump(document))
+    name = document["metadata"]["name"]
+    for gateway, refused in (({"rule": 1}, False), ({"httpRoute": "another"}, True)):
+        patch = json.dumps({"spec": {"traffic": {"gatewayAPI": gateway}}})
+        answer = kubectl("patch", "kvqr", name, "-n", namespace, "--type=merge", "-p", patch)
+        assert (answer.returncode != 0) is refused, answer.stderr
 
 
 def test_the_smallest_example_gets_every_default(kubectl: Kubectl, namespace: str) -> None:

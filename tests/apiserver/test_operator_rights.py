@@ -195,7 +195,7 @@ def test_the_operator_may_have_tokens_reviewed(operator: Connection) -> None:
 
 
 def test_the_operator_may_watch_all_that_it_reads_again_and_again(
-    operator: Connection, namespace: str, monkeypatch: pytest.MonkeyPatch
+    operator: Connection, namespace: str, gateway_api: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = WatchedCluster(operator)
     for kind in WATCHED:
@@ -221,6 +221,9 @@ WHAT_FOR: dict[tuple[str, str], set[str]] = {
     ("batch", "jobs"): READ | {"create", "patch", "delete"},  # evaluations of example sets
     ("policy", "poddisruptionbudgets"): READ | {"create", "patch"},
     ("autoscaling", "horizontalpodautoscalers"): READ | {"patch"},  # held still meanwhile
+    ("gateway.networking.k8s.io", "httproutes"): READ | {"patch"},  # users' own
+    ("gateway.networking.k8s.io", "gateways"): {"get"},
+    ("gateway.networking.k8s.io", "gatewayclasses"): {"get"},  # whether it can copy a share
     ("", "events"): {"create", "patch"},
     ("events.k8s.io", "events"): {"create", "patch"},
     ("authentication.k8s.io", "tokenreviews"): {"create"},

@@ -13,6 +13,7 @@ from kvquant.ports import Object, RouterKey
 from kvquant.reconciler import Ref
 from tests.component.test_autoscaler import autoscaler, bounds, stored
 from tests.component.test_reconciler_faults import SHORT, pass_killed_everywhere
+from tests.gateway import GatewaySite, through_gateway
 from tests.site import NAMESPACE, Site, held, rollout
 
 ROUTER = RouterKey(NAMESPACE, "llama-router")
@@ -567,4 +568,21 @@ def test_killed_at_every_call_of_every_pass_it_ends_the_same(late: bool) -> None
     assert site.traffic.weights[ROUTER] == ON_TARGET
     assert site.cluster.get("Deployment", NAMESPACE, "llama-fp8-pool") is None
     assert len(site.serving("llama-router", "blue")) == 2
+    assert site.lost == []
+
+
+def test_a_route_is_its_owners_again_with_the_adoption() -> None:
+    site = GatewaySite()
+    site.install()
+    before = site.route()["spec"]
+    ref = site.apply(through_gateway())
+    site.until_settled(ref)
+    assert site.backends() == {"llama": 0, "llama-route-green": 100}
+    adopt(site)
+    site.until(ref, lambda s: s.handed_back)
+    site.turn(ref)
+    assert site.backends() == {"llama": 100, "llama-route-green": 0}
+    site.until(ref, lambda s: s.adopted)
+    site.turn(ref)
+    assert site.route()["spec"] == before
     assert site.lost == []

@@ -20,7 +20,7 @@ from kvquant.errors import Refused
 from kvquant.ports import Object
 from tests.conftest import REPOSITORY
 from tests.fakes import schema
-from tests.odd import WHOLE, changed
+from tests.odd import THROUGH_GATEWAY, WHOLE, changed
 from tests.site import NAMESPACE, Site, engine_pool, rollout
 
 STORED = [
@@ -46,7 +46,7 @@ def admitted(obj: Object) -> Object | None:
 ALTERNATIVES = {
     *("evaluation.dataset.configMapName", "evaluation.dataset.key"),
     *("evaluation.dataset.claimName", "evaluation.dataset.path", "shadow.log.claimName"),
-    *("analysis.custom.ratio", "analysis.custom.latency"),
+    *("analysis.custom.ratio", "analysis.custom.latency", "traffic.gatewayAPI"),
 }
 """What stands instead of something else, so that no spec has all of it."""
 
@@ -88,7 +88,7 @@ def read_back(stored: Object) -> KVQuantRollout | None:
 
 
 @many
-@given(changed(WHOLE))
+@given(st.sampled_from([WHOLE, THROUGH_GATEWAY]).flatmap(changed))
 def test_every_spec_that_the_api_server_admits_is_read_planned_and_reconciled(spec: Object) -> None:
     stored = admitted({**rollout(), "spec": spec})
     if stored is None:

@@ -108,6 +108,8 @@ class WatchedTarget(RealTarget):
     ]
 )
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    if request.param != "fake":
+        request.getfixturevalue("gateway_api")
     if request.param == "fake":
         yield FakeTarget()
     elif request.param == "real":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kvdemo.load import Load, Outcome, Recipe
-from kvlocal import addons, product
+from kvlocal import addons, gateways, product
 from kvlocal.cluster import Cluster
 from kvquant.adapters.cluster import KubernetesCluster
 from kvquant.adapters.connection import Connection
@@ -30,6 +30,7 @@ from kvquant.api.v1alpha1 import (
     Status,
     Verdict,
 )
+from kvquant.core import http_routes
 from tests import manifests
 from tests.waiting import wait_until
 
@@ -43,6 +44,10 @@ SHADOWED: dict[str, Any] = {
     "saturationProbe": False,
 }
 """Requests are shadowed for seconds instead of minutes."""
+OWN_CLUSTER = {
+    "type": "RequestHeaderModifier",
+    "requestHeaderModifier": {"set": [{"name": "x-kvquant-arm", "value": "baseline"}]},
+}
 QUICK: dict[str, Any] = {
     # What shadowing does has tests of its own.
     "shadow": {"percent": 0},
@@ -226,17 +231,87 @@ class Stage:
             {"metadata": {"annotations": {annotation: value}}},
         )
 
-    def send(self, rate: float = 20.0, **recipe: Any) -> Load:
-        """Begin steady load through the router, once that answers."""
-        wait_until(
-            lambda: self.replicas_ready(ROUTER) > 0, 60, "the router should become ready", 0.2
-        )
-        service = self.port.get("Service", self.namespace, ROUTER)
-        assert service is not None
-        load = Load(f"http://{service['spec']['clusterIP']}:8000", Recipe(rate=rate, **recipe))
+    def send(self, rate: float = 20.0, *, gateway: str = "", **recipe: Any) -> Load:
+        """Begin steady load through the router, or a Gateway, once that answers."""
+        if gateway:
+            address = self._gateway_answers(gateway)
+        else:
+            wait_until(
+                lambda: self.replicas_ready(ROUTER) > 0, 60, "the router should become ready", 0.2
+            )
+            service = self.port.get("Service", self.namespace, ROUTER)
+            assert service is not None
+            address = service["spec"]["clusterIP"]
+        load = Load(f"http://{address}:8000", Recipe(rate=rate, **recipe))
         load.start()
         self._loads.append(load)
         return load
+
+    def open_gateway(self) -> None:
+        """Bring up a Gateway of Envoy Gateway's, and a route through it to the target."""
+        where = {"namespace": self.namespace}
+        listener = {"name": "http", "protocol": "HTTP", "port": 8000}
+        self.cluster.apply(
+            {
+                "apiVersion": http_routes.API_VERSION,
+                "kind": "Gateway",
+                "metadata": {"name": "edge", **where},
+                "spec": {"gatewayClassName": gateways.CLASS, "listeners": [listener]},
+            },
+            self.http_route(),
+        )
+
+    def http_route(self) -> dict[str, Any]:
+        """Return the route as its owner writes it."""
+        return {
+            "apiVersion": http_routes.API_VERSION,
+            "kind": "HTTPRoute",
+            "metadata": {"name": "llama", "namespace": self.namespace},
+            "spec": {
+                "parentRefs": [{"name": "edge"}],
+                "rules": [
+                    {
+                        "matches": [{"path": {"type": "PathPrefix", "value": "/v1"}}],
+                        # With a filter of its own, its upstream cluster keeps its name.
+                        "backendRefs": [{"name": "llama", "port": 8000, "filters": [OWN_CLUSTER]}],
+                        "timeouts": {"request": "60s"},
+                    }
+                ],
+            },
+        }
+
+    def route(self) -> dict[str, Any]:
+        """Return the route as it stands."""
+        found = self.port.get("HTTPRoute", self.namespace, "llama")
+        assert found is not None
+        return found
+
+    def backends(self) -> dict[str, int]:
+        """Return the weights of the route's backends."""
+        refs = self.route()["spec"]["rules"][0]["backendRefs"]
+        return {ref["name"]: ref["weight"] for ref in refs}
+
+    def _gateway_answers(self, gateway: str) -> str:
+        """Wait until a Gateway of this namespace answers, and return its address."""
+        labels = {
+            "gateway.envoyproxy.io/owning-gateway-name": gateway,
+            "gateway.envoyproxy.io/owning-gateway-namespace": self.namespace,
+        }
+        found: list[str] = []
+
+        def look() -> bool:
+            services = self.port.list("Service", gateways.NAMESPACE, labels)
+            if not services:
+                return False
+            found[:] = [services[0]["spec"]["clusterIP"]]
+            with suppress(OSError):
+                url = f"http://{found[0]}:8000/v1/models"
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    return bool(answer.status == 200)
+            return False
+
+        wait_until(look, 120, "the Gateway should answer", 0.5)
+        return found[0]
 
     def replicas_ready(self, deployment: str) -> int:
         """Return the number of a Deployment's available pods; 0 when there is none."""

@@ -23,11 +23,12 @@ from tests.fakes import merging, schema
 
 KINDS = frozenset(
     {names.KIND, "ConfigMap", "Deployment", "Event", "HorizontalPodAutoscaler", "Job"}
+    | {"Gateway", "GatewayClass", "HTTPRoute"}
     | {"Pod", "PodDisruptionBudget", "ReplicaSet", "Secret", "Service", "ServiceAccount"}
 )
 
 STATUS_SUBRESOURCE = frozenset(
-    {names.KIND, "Deployment", "HorizontalPodAutoscaler", "Job", "Pod"}
+    {names.KIND, "Deployment", "HTTPRoute", "HorizontalPodAutoscaler", "Job", "Pod"}
     | {"PodDisruptionBudget", "ReplicaSet", "Service"}
 )
 """Kinds whose status cannot be written through the object itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvquant.core import queries
-from kvquant.core.analysis.samples import Arm, Bins, EngineSample, RouterSample
+from kvquant.core.analysis.samples import Arm, Bins, EngineSample, RouterSample, Tick
 from kvquant.core.counters import Series
 from kvquant.core.evidence import ArmNeed
 from kvquant.core.scope import EVERYWHERE, Scope
@@ -305,21 +306,90 @@ def test_healthy_is_what_every_router_finds_now() -> None:
     assert timeline(found).healthy == {"green": 2}
 
 
+WHOLE = "httproute/ns/llama/rule/0"
+CLUSTERS = ((WHOLE, "blue"), (f"{WHOLE}/backend/1", "blue"), (f"{WHOLE}/backend/0", "green"))
+PROXY = "envoy-edge-5f6d7c8b9-abcde"
+
+
+def through_proxies(*series: Series, buckets: Sequence[Series] = ()) -> Tick:
+    found = scrapes(0)
+    found.add_seen(proxies=[seen(PROXY, 0)])
+    found.add_router_counters(series, proxies=True)
+    found.add_router_latency(buckets, proxies=True)
+    return timeline(found, need(clusters=CLUSTERS)).ticks[-1]
+
+
+def test_a_gateways_pods_are_known_by_their_clusters_wherever_they_are() -> None:
+    tick = through_proxies(
+        line(queries.TRIES, PROXY, {0: 90}, f"{WHOLE}/backend/1"),
+        line(queries.TRIES, PROXY, {0: 10}, f"{WHOLE}/backend/0"),
+        line(queries.TRIES, PROXY, {0: 77}, "httproute/ns/another/rule/0"),
+    )
+    ((name, blue),) = tick.baseline.routers.items()
+    assert name.endswith(PROXY)
+    assert (blue.started, tick.canary.routers[name].started) == (90, 10)
+
+
+def test_a_cluster_that_was_renamed_counts_on() -> None:
+    """While a canary joins the rule, its baseline may be found under both of its names."""
+    tick = through_proxies(
+        line(queries.TRIES, PROXY, {0: 90}, WHOLE),
+        line(queries.TRIES, PROXY, {0: 3}, f"{WHOLE}/backend/1"),
+    )
+    (blue,) = tick.baseline.routers.values()
+    assert blue.started == 93
+
+
+def test_a_gateway_that_counts_for_others_alone_is_none_of_ours() -> None:
+    tick = through_proxies(line(queries.TRIES, PROXY, {0: 77}, "httproute/ns/another/rule/0"))
+    assert tick.baseline.routers == {}
+
+
+def test_what_a_gateway_has_not_counted_yet_is_zero_where_it_knows_the_cluster() -> None:
+    """Envoy Gateway has its proxies show a counter with the first that is counted."""
+    green = f"{WHOLE}/backend/0"
+    told = through_proxies(
+        line(queries.HEALTHY, PROXY, {0: 2}, green),
+        line(queries.TRIES, PROXY, {0: 5}, WHOLE),
+        buckets=[
+            line(queries.LATENCY, PROXY, {0: 4}, WHOLE, le="1000"),
+            line(queries.LATENCY, PROXY, {0: 5}, WHOLE, le="+Inf"),
+        ],
+    ).canary.routers
+    (canary,) = told.values()
+    assert canary.started == 0
+    assert canary.latency == Bins((1.0, math.inf), (0.0, 0.0)), "the bounds are the Gateway's own"
+    told = through_proxies(line(queries.TRIES, PROXY, {0: 5}, WHOLE)).canary.routers
+    assert [router.started for router in told.values()] == [None], "it does not know the cluster"
+
+
+def test_routers_and_gateways_are_asked_for_only_where_there_are_any() -> None:
+    assert TickQueries.of([need()], EVERYWHERE).proxies is None
+    texts = TickQueries.of([need(clusters=CLUSTERS)], EVERYWHERE)
+    assert texts.routers is None
+    assert texts.proxies is not None
+    assert "httproute\\\\/ns\\\\/llama\\\\/rule\\\\/0" in texts.proxies.counters
+
+
 def test_the_texts_do_not_name_pods_of_many_rollouts() -> None:
     few = [need(key=str(i), router=f"r{i}") for i in range(MOST_NAMED)]
-    assert "r7-[a-z0-9]{1,10}-[a-z0-9]{5}" in TickQueries.of(few, EVERYWHERE).router_latency
+    told = TickQueries.of(few, EVERYWHERE).routers
+    assert told is not None
+    assert "r7-[a-z0-9]{1,10}-[a-z0-9]{5}" in told.latency
     many = TickQueries.of([*few, need(key="one more")], EVERYWHERE)
-    assert "pod=~" not in many.router_latency + many.engine_scalars
-    assert 'namespace=~"ns"' in many.router_latency
+    assert many.routers is not None
+    assert "pod=~" not in many.routers.latency + many.engine_scalars
+    assert 'namespace=~"ns"' in many.routers.latency
 
 
 def test_every_text_is_within_the_scope() -> None:
     scope = Scope("kubernetes_namespace", "kubernetes_pod_name", 'cluster="prod-1", ')
-    texts = TickQueries.of([need()], scope)
+    texts = TickQueries.of([need(), need(clusters=(("httproute/ns/llama/rule/0", "blue"),))], scope)
+    assert texts.routers is not None
+    assert texts.proxies is not None
     every = [
-        texts.routers_seen,
-        texts.router_counters,
-        texts.router_latency,
+        *(texts.routers.seen, texts.routers.counters, texts.routers.latency),
+        *(texts.proxies.seen, texts.proxies.counters, texts.proxies.latency),
         texts.engines_seen,
         texts.engines_started,
         texts.engine_scalars,
@@ -327,9 +397,10 @@ def test_every_text_is_within_the_scope() -> None:
     ]
     for text in every:
         assert 'cluster="prod-1"}' in text
-        assert 'kubernetes_namespace=~"ns"' in text
-        assert "kubernetes_pod_name=~" in text
         assert 'pod="' not in text.replace("kubernetes_pod", "")
+        if "httproute" not in text:  # A Gateway's proxies may be in any namespace.
+            assert 'kubernetes_namespace=~"ns"' in text
+            assert "kubernetes_pod_name=~" in text
 
 
 @pytest.mark.parametrize(

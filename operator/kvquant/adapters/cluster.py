@@ -48,6 +48,9 @@ RESOURCES: Mapping[str, Resource] = {
     "ConfigMap": Resource("v1", "configmaps", LARGE_PAGE),
     "Deployment": Resource("apps/v1", "deployments"),
     "Event": Resource("v1", "events"),
+    "Gateway": Resource("gateway.networking.k8s.io/v1", "gateways"),
+    "GatewayClass": Resource("gateway.networking.k8s.io/v1", "gatewayclasses"),
+    "HTTPRoute": Resource("gateway.networking.k8s.io/v1", "httproutes"),
     "HorizontalPodAutoscaler": Resource("autoscaling/v2", "horizontalpodautoscalers"),
     "Job": Resource("batch/v1", "jobs"),
     "Pod": Resource("v1", "pods"),
@@ -57,7 +60,8 @@ RESOURCES: Mapping[str, Resource] = {
     "Service": Resource("v1", "services"),
     "ServiceAccount": Resource("v1", "serviceaccounts"),
 }
-"""Every kind that the operator and the CLI touch. All of them are namespaced."""
+"""Every kind that the operator and the CLI touch. GatewayClass alone is not namespaced: it is read
+in the empty namespace."""
 
 
 class KubernetesCluster:
@@ -158,6 +162,15 @@ class KubernetesCluster:
             query["continue"] = token
 
 
+_GATEWAY_API = "install the CRDs of the Gateway API first"
+_REMEDIES = {
+    names.KIND: "apply the files in crds/ first",
+    "Gateway": _GATEWAY_API,
+    "GatewayClass": _GATEWAY_API,
+    "HTTPRoute": _GATEWAY_API,
+}
+
+
 def _resource(kind: str) -> Resource:
     try:
         return RESOURCES[kind]
@@ -187,5 +200,5 @@ def _written(answer: Answer, subject: str) -> Object:
 def _raise_if_not_served(answer: Answer, kind: str) -> None:
     """Tell a missing kind from a missing object: both are 404."""
     if answer.status == 404 and not answer.names_an_object:
-        remedy = "apply the files in crds/ first" if kind == names.KIND else "it is too old"
+        remedy = _REMEDIES.get(kind, "it is too old")
         raise errors.Refused(f"the cluster does not serve {kind}: {remedy}")

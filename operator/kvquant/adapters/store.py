@@ -230,7 +230,10 @@ def stripped(obj: Object) -> Object:
     """Return an object without what is large and what no pass reads.
 
     That is managedFields, half of an object's size, and what stands in the records of decisions.
+    Of an HTTPRoute, who writes to it matters, and there are few.
     """
+    if obj.get("kind") == "HTTPRoute":
+        return obj
     metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
     if names.LABEL_RECORD in (metadata.get("labels") or {}):
         return {**{key: value for key, value in obj.items() if key != "data"}, "metadata": metadata}

@@ -27,7 +27,7 @@ from kvquant.ports import Object
 logger = logging.getLogger(__name__)
 
 WATCHED = frozenset(
-    {names.KIND, "ConfigMap", "Deployment", "HorizontalPodAutoscaler", "Job", "Pod"}
+    {names.KIND, "ConfigMap", "Deployment", "HTTPRoute", "HorizontalPodAutoscaler", "Job", "Pod"}
     | {"PodDisruptionBudget", "Service", "ServiceAccount"}
 )
 """Kinds that passes read or apply. Others, such as Secrets, are read directly and never kept."""
@@ -220,7 +220,7 @@ class WatchedCluster:
         """Let the next read see what was written, though the watch may not have told yet."""
         obj = stripped(obj)
         with self._lock:
-            watch = self._watches.get((obj["kind"], obj["metadata"]["namespace"]))
+            watch = self._watches.get((obj["kind"], obj["metadata"].get("namespace", "")))
         if watch is not None:
             watch.store.note(obj)
         return obj

@@ -91,11 +91,49 @@ class Router(Model):
     Default: the pod with the fewest requests in flight."""
 
 
+class GatewayAPI(Model):
+    """An HTTPRoute of yours, through whose Gateway the clients send their requests."""
+
+    http_route: Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    """Name of the HTTPRoute in the rollout's own namespace. One of its rules must send to a Service
+    of the target's pods, and to nothing else."""
+    rule: Annotated[int, Field(ge=0, le=15)] | None = None
+    """Which of its rules, counted from 0. Needed only when several send to the target."""
+    drain_timeout: Duration = "5m"
+    """Longest time that requests in flight on a pool get to finish before its pods are stopped."""
+    metrics: Literal["EnvoyGateway"] = "EnvoyGateway"
+    """Whose metrics tell latency and errors of each pool. `EnvoyGateway`: Prometheus scrapes the
+    Envoy proxies of Envoy Gateway (`/stats/prometheus`, port 19001), with the labels namespace and
+    pod."""
+
+
+_ONE_WAY_RULE = {
+    "rule": "has(self.router) != has(self.gatewayAPI)",
+    "message": "name exactly one of router (the built-in Envoy) and gatewayAPI (an HTTPRoute of "
+    "yours): `router: {}` takes every default",
+}
+
+_SAME_WAY_RULE = {
+    "rule": "has(self.router) == has(oldSelf.router) && (!has(self.gatewayAPI) || "
+    "!has(oldSelf.gatewayAPI) || self.gatewayAPI.httpRoute == oldSelf.gatewayAPI.httpRoute)",
+    "message": "traffic cannot be led another way in mid-life (router, gatewayAPI, another "
+    "httpRoute): make a new KVQuantRollout",
+}
+
+
 class Traffic(Model):
     """How traffic is split between the pools. Name exactly one way."""
 
-    router: Router
+    router: Router | None = None
     """Use the built-in router. `router: {}` takes every default."""
+    gateway_api: Annotated[GatewayAPI | None, Field(alias="gatewayAPI")] = None
+    """Use the Gateway that you run already: the weights are set on an HTTPRoute of yours."""
+
+    @property
+    def drain_timeout(self) -> str:
+        """Longest time that requests in flight on a pool get to finish."""
+        way = self.gateway_api or self.router or Router()
+        return way.drain_timeout
 
 
 class Step(Model):
@@ -334,7 +372,10 @@ class Spec(Model):
     """The pool that serves today. It cannot be changed: make a new rollout instead."""
     kv_cache: KVCache
     """The KV cache that the canary pool gets."""
-    traffic: Traffic
+    traffic: Annotated[
+        Traffic,
+        Field(json_schema_extra={"x-kubernetes-validations": [_ONE_WAY_RULE, _SAME_WAY_RULE]}),
+    ]
     """How traffic is split between the pools."""
     engine: Engine = Engine()
     """How to find the inference engine in the target's pod template. The defaults fit vLLM."""

@@ -73,6 +73,17 @@ class Pool(Model):
     changes the template, the attempt starts over."""
 
 
+class GatewayRule(Model):
+    """The rule of the HTTPRoute that the attempt drives."""
+
+    index: int
+    """Which rule, counted from 0."""
+    backend: str
+    """The backendRef of the baseline, as JSON."""
+    before: str
+    """All backendRefs of the rule when the attempt began, as JSON: a rollback puts them back."""
+
+
 class SignalReport(Model):
     """The numbers of one signal behind a verdict."""
 
@@ -425,7 +436,10 @@ class Status(Model):
     resolved_dtype: str | None = None
     """KV-cache dtype as the engine calls it."""
     router: str | None = None
-    """Name of the router: clients send to the Service of this name."""
+    """Name of the router: clients send to the Service of this name. With gatewayAPI, what belongs
+    to the HTTPRoute is named like this."""
+    gateway: GatewayRule | None = None
+    """The rule of the HTTPRoute that splits the traffic; none with the built-in router."""
     baseline: Pool | None = None
     """The pool that served when the rollout began."""
     canary: Pool | None = None

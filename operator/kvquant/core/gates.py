@@ -205,6 +205,8 @@ def trouble(pods: tuple[PodView, ...]) -> str:
 def router_trouble(turn: Turn) -> str:
     """Return how far the router's pods have followed."""
     router = turn.seen.router
+    if router.trouble:
+        return router.trouble
     return (
         f"Router {turn.status.router}: {router.available} pods available, {router.connected} "
         f"connected to the operator, {router.applied} follow the committed weights."

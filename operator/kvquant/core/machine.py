@@ -182,6 +182,7 @@ def _pending(turn: Turn) -> None:
         engine=candidate.engine,
         resolved_dtype=candidate.resolved_dtype,
         router=candidate.router,
+        gateway=candidate.gateway,
         baseline=candidate.baseline,
         canary=canary,
         total_steps=len(turn.plan.steps),

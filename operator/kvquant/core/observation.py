@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from kvquant.api.v1alpha1 import PodProof, Pool
+from kvquant.api.v1alpha1 import GatewayRule, PodProof, Pool
 from kvquant.core.alerts import Heard
 from kvquant.core.analysis import Report
 from kvquant.core.evaluation_reading import EvaluationView
@@ -50,6 +50,7 @@ class Candidate:
     baseline: Pool
     canary_deployment: str
     canary_slot: str
+    gateway: GatewayRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +102,16 @@ class PodView:
 
 @dataclass(frozen=True, slots=True)
 class RouterView:
-    """The router's state: pods available, streams to us, and how many follow the weights."""
+    """The router's state: pods available, streams to us, and how many follow the weights.
+
+    Of an HTTPRoute: its parents, those that report on it, and how many have taken it as it is.
+    `trouble` says then why not all have.
+    """
 
     available: int = 0
     connected: int = 0
     applied: int = 0
+    trouble: str = ""
 
     @property
     def follows(self) -> bool:

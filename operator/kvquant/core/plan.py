@@ -130,7 +130,7 @@ class Plan:
             analysis=spec.analysis,
             interval=parse_duration(spec.analysis.interval),
             progress_deadline=parse_duration(spec.progress_deadline),
-            drain_timeout=parse_duration(spec.traffic.router.drain_timeout),
+            drain_timeout=parse_duration(spec.traffic.drain_timeout),
             rollback_window=parse_duration(spec.promotion.rollback_window),
             keep_old_pool=spec.promotion.old_pool == "Keep",
             head_dim=spec.kv_cache.head_dim,

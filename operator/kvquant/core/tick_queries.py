@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from kvquant.core import queries
@@ -65,6 +65,10 @@ class Wanted(Protocol):
     def signals(self) -> Sequence[SignalQuery]:
         """Signals of the user's."""
 
+    @property
+    def clusters(self) -> Sequence[tuple[str, str]]:
+        """A Gateway's upstream clusters and their slots; none with the built-in router."""
+
 
 @dataclass(frozen=True, slots=True)
 class RouterTexts:
@@ -102,6 +106,20 @@ class RouterTexts:
             counters=f"max by(__name__,{pod},{slot},{cls_},{code})({counters})",
             latency=f"max by({pod},{slot},le)({latency})",
         )
+
+    @classmethod
+    def of_proxies(cls, clusters: Iterable[str], scope: Scope) -> RouterTexts:
+        """Return the texts for Gateways, whose pods may be anywhere: their clusters tell them.
+
+        Args:
+            clusters: Upstream clusters of interest, by their full names.
+            scope: How Prometheus labels the pods.
+        """
+        clusters = list(clusters)
+        texts = cls.of((), clusters, scope)
+        known = queries.HEALTHY + scope.select(queries.one_of(queries.CLUSTER_LABEL, clusters))
+        pod = f"{scope.namespace},{scope.pod}"
+        return replace(texts, seen=f"max by({pod})(timestamp({known}) and {known})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,19 +169,17 @@ class TickQueries:
     """The texts, each to be asked over the same instants.
 
     Attributes:
-        routers_seen: When each router pod's newest sample was scraped.
-        router_counters: Counters and gauges by router pod and slot.
-        router_latency: Buckets by router pod and slot, in milliseconds.
         engines_seen: When each engine pod's newest sample was scraped.
         engines_started: When each engine pod's process started.
         engine_scalars: Counters, gauges, and counts and sums of histograms by engine pod.
         engine_histograms: Buckets and sums by engine pod, a query for each histogram's name.
         custom: What signals of users' need by engine pod: each selector once, whoever asks for it.
+        routers: What is asked of the built-in routers, by slot; None when there is none.
+        proxies: What is asked of Gateways' proxies, by cluster; None when there is none.
     """
 
-    routers_seen: str
-    router_counters: str
-    router_latency: str
+    routers: RouterTexts | None
+    proxies: RouterTexts | None
     engines_seen: str
     engines_started: str
     engine_scalars: str
@@ -178,13 +194,14 @@ class TickQueries:
             needs: The rollouts; at least one.
             scope: How Prometheus labels their pods.
         """
-        slots = {arm.slot for need in needs for arm in (need.baseline, need.canary)}
-        routers = RouterTexts.of(_where(needs, [n.router for n in needs], scope), slots, scope)
+        own = [need for need in needs if not need.clusters]
+        slots = {arm.slot for need in own for arm in (need.baseline, need.canary)}
+        clusters = sorted({name for need in needs for name, _ in need.clusters})
+        routers = _where(own, [n.router for n in own], scope)
         engines = EngineTexts.of(_engines(needs, scope), scope)
         return cls(
-            routers_seen=routers.seen,
-            router_counters=routers.counters,
-            router_latency=routers.latency,
+            routers=RouterTexts.of(routers, slots, scope) if own else None,
+            proxies=RouterTexts.of_proxies(clusters, scope) if clusters else None,
             engines_seen=engines.seen,
             engines_started=engines.started,
             engine_scalars=engines.scalars,

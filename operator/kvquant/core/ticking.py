@@ -10,7 +10,7 @@ import math
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -22,7 +22,7 @@ from kvquant.core.custom_signals import LatencyQuery, SignalQuery
 from kvquant.core.envoy_bootstrap import LATENCY_BOUNDS_MS
 from kvquant.core.evidence import ArmNeed
 from kvquant.core.queries import Window
-from kvquant.core.tick_queries import keys_of
+from kvquant.core.tick_queries import TickQueries, keys_of
 from kvquant.engines import vllm_metrics
 
 GRID = timedelta(seconds=15)
@@ -86,6 +86,8 @@ class TickNeed:
         since: First instant of interest: the last tick that is known, or the attempt's begin.
         spans: What was in effect when, oldest first; before the first one, step 0 and no weight.
         signals: Signals of the user's.
+        clusters: A Gateway's upstream clusters and the slots that they are, where one routes; with
+            the built-in router, whose clusters are called like the slots, none.
     """
 
     key: str
@@ -96,6 +98,7 @@ class TickNeed:
     since: datetime
     spans: tuple[Span, ...] = ()
     signals: tuple[SignalQuery, ...] = ()
+    clusters: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,35 +189,55 @@ class Scrapes:
         self._window = window
         self._routers: dict[float, _Pods] = {}
         self._engines: dict[float, _Pods] = {}
+        self._proxies: dict[float, _Pods] = {}
         self._missing: dict[str, str] = {}
 
-    def add_seen(self, *, routers: Iterable[Series] = (), engines: Iterable[Series] = ()) -> None:
+    def add_seen(
+        self,
+        *,
+        routers: Iterable[Series] = (),
+        engines: Iterable[Series] = (),
+        proxies: Iterable[Series] = (),
+    ) -> None:
         """Take in when pods were scraped. Only what was scraped lately takes part: add this first.
 
         Args:
             routers: Seconds since the epoch at which the newest sample was scraped, by router pod.
             engines: The same by engine pod.
+            proxies: The same by pod of a Gateway.
         """
-        for side, series in ((self._routers, routers), (self._engines, engines)):
+        for side, series in (
+            (self._routers, routers),
+            (self._engines, engines),
+            (self._proxies, proxies),
+        ):
             for one in series:
                 for at, scraped in one.points:
                     if at - scraped <= STALE_STEPS * self._window.step:
                         side.setdefault(at, {})[_whose(one)] = _Pod()
 
-    def add_router_counters(self, series: Iterable[Series]) -> None:
-        """Take in counters and gauges by router pod and slot."""
+    def add_routers(self, texts: TickQueries, read: Callable[[str], Iterable[Series]]) -> None:
+        """Read and take in everything about routers and Gateways' proxies."""
+        for those, proxies in ((texts.routers, False), (texts.proxies, True)):
+            if those is not None:
+                self.add_seen(**{"proxies" if proxies else "routers": read(those.seen)})
+                self.add_router_counters(read(those.counters), proxies=proxies)
+                self.add_router_latency(read(those.latency), proxies=proxies)
+
+    def add_router_counters(self, series: Iterable[Series], *, proxies: bool = False) -> None:
+        """Take in counters and gauges by pod of a router, or of a Gateway, and cluster."""
         for one in series:
             name = one.name + one.labels.get(queries.CODE_LABEL, "")
             slot = one.labels.get(queries.CLUSTER_LABEL, "")
-            for pod, value in _of(self._routers, one):
+            for pod, value in _of(self._proxies if proxies else self._routers, one):
                 pod.values[name, slot] = value
 
-    def add_router_latency(self, series: Iterable[Series]) -> None:
-        """Take in buckets by router pod and slot; their bounds are milliseconds."""
+    def add_router_latency(self, series: Iterable[Series], *, proxies: bool = False) -> None:
+        """Take in buckets likewise; their bounds are milliseconds."""
         for one in series:
             bound = float(one.labels["le"]) / MILLISECONDS
             slot = one.labels.get(queries.CLUSTER_LABEL, "")
-            for pod, value in _of(self._routers, one):
+            for pod, value in _of(self._proxies if proxies else self._routers, one):
                 pod.buckets[queries.LATENCY, slot].append((bound, value))
 
     def add_engines_started(self, series: Iterable[Series]) -> None:
@@ -273,7 +296,11 @@ class Scrapes:
             for need in needs:
                 if at < need.since.timestamp():
                     continue
-                own = routers.get((need.namespace, need.router), {})
+                own = (
+                    _as_routers(self._proxies.get(at, {}), need.clusters)
+                    if need.clusters
+                    else routers.get((need.namespace, need.router), {})
+                )
                 if own:
                     seen[need.key] = at
                 healthy[need.key] = _healthy(need, own.values())
@@ -368,7 +395,7 @@ class Scrapes:
             failed=_counted(failed),
             unanswered=_counted(refused + timeouts + resets),
             active=_counted(shown(queries.ACTIVE)),
-            latency=self._bins(buckets, None) if buckets else _NOTHING_YET,
+            latency=self._bins(buckets, None) if buckets else _nothing_yet(pod),
         )
 
     def _at_engine(self, pod: _Pod, signals: Sequence[SignalQuery]) -> EngineSample:
@@ -466,6 +493,45 @@ def silence(router: str, last_seen: float | None, now: float) -> tuple[str, ...]
         f"Prometheus has not scraped router {router} since "
         f"{datetime.fromtimestamp(last_seen, UTC):%H:%M:%S} UTC: look at its targets",
     )
+
+
+def _as_routers(proxies: _Pods, clusters: Sequence[tuple[str, str]]) -> dict[str, _Pod]:
+    """Return a Gateway's pods as if they were routers of one rollout.
+
+    What belongs to a slot under several names is one cluster that was renamed on the way.
+    """
+    found: dict[str, _Pod] = {}
+    slots = dict(clusters)
+    for whose, pod in proxies.items():
+        values: dict[tuple[str, str], float] = defaultdict(float)
+        buckets: dict[tuple[str, str], dict[float, float]] = defaultdict(lambda: defaultdict(float))
+        for (name, cluster), value in pod.values.items():
+            if cluster in slots:
+                values[name, slots[cluster]] += value
+        for (name, cluster), counts in pod.buckets.items():
+            if cluster in slots:
+                for bound, value in counts:
+                    buckets[name, slots[cluster]][bound] += value
+        for slot in {slot for name, slot in values if name == queries.HEALTHY}:
+            # Envoy Gateway has Envoy show a cluster's counters with what they first count.
+            values.setdefault((queries.TRIES, slot), 0.0)
+        if values:
+            found[_called(whose)] = _Pod(
+                dict(values), {key: sorted(one.items()) for key, one in buckets.items()}
+            )
+    return found
+
+
+def _nothing_yet(pod: _Pod) -> Bins:
+    """Return the empty histogram of a slot that has answered nothing: with its neighbour's bounds.
+
+    A Gateway's bounds are its own, and a histogram whose bounds change would count from zero.
+    """
+    for (name, _), counts in pod.buckets.items():
+        if name == queries.LATENCY and counts:
+            bounds = _the_only(tuple(sorted(bound for bound, _ in counts)))
+            return Bins(bounds, (0.0,) * len(bounds))
+    return _NOTHING_YET
 
 
 def _called(whose: tuple[str, str]) -> str:

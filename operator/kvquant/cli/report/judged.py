@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from kvquant.analysing import LOOK_BACK, spans
 from kvquant.cli.report.history import History
 from kvquant.cli.rollouts import Seen
+from kvquant.core import http_routes
 from kvquant.core.analysis import Analysis, Report
 from kvquant.core.analysis.samples import Tick
 from kvquant.core.custom_signals import queries_of
@@ -77,6 +78,7 @@ def judge(seen: Seen, history: History, end: datetime, grid: timedelta) -> Judge
         since=in_effect[0].since - LOOK_BACK / settings.time_scale,
         spans=in_effect,
         signals=queries_of(plan.analysis.custom),
+        clusters=http_routes.clusters(seen.namespace, seen.spec.traffic, status),
     )
     analysis = Analysis(settings)
     looks: list[Report] = []
@@ -105,12 +107,8 @@ def _ticks(history: History, need: TickNeed, end: datetime, grid: timedelta) -> 
 
 def _scrapes(history: History, texts: TickQueries, window: Window) -> Scrapes:
     scrapes = Scrapes(window)
-    scrapes.add_seen(
-        routers=history.series(texts.routers_seen, window),
-        engines=history.series(texts.engines_seen, window),
-    )
-    scrapes.add_router_counters(history.series(texts.router_counters, window))
-    scrapes.add_router_latency(history.series(texts.router_latency, window))
+    scrapes.add_routers(texts, lambda text: history.series(text, window))
+    scrapes.add_seen(engines=history.series(texts.engines_seen, window))
     scrapes.add_engines_started(history.series(texts.engines_started, window))
     scrapes.add_engine_scalars(history.series(texts.engine_scalars, window))
     for name, text in texts.engine_histograms.items():
