@@ -7,7 +7,7 @@ LOCKS := requirements.lock requirements-dev.lock images/shadow/requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint audit format unit fuzz apiserver e2e e2e-full e2e-vllm
-.PHONY: bench-idle bench-kill bench-chaos bench-router bench-shadow bench-ticks bench-analysis bench-decisions bench-pii crds manifests lock up down status
+.PHONY: bench-idle bench-kill bench-chaos bench-router bench-shadow bench-ticks bench-analysis bench-decisions bench-pii crds manifests reference sbom lock up down status
 
 help: ## Show this menu
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,13 @@ bench-pii: setup ## Recall, precision and speed of the search for personal data 
 
 manifests: setup ## Generate examples/install/operator.yaml and the README of the chart from the chart
 	@$(PY) -m kvlocal.chart
+
+sbom: setup ## Build the images, and write an SPDX document and a provenance for each to build/sbom
+	@$(PY) -m kvlocal sbom
+
+reference: setup ## Generate docs/reference and docs/cli.md from the code
+	@$(PY) -m kvlocal.reference
+	@$(PY) -m kvquant.cli.reference > docs/cli.md
 
 crds: setup ## Generate crds/ from the models, for the chart as well
 	$(PY) -m kvquant.api.crd

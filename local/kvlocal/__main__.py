@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 
 import click
 
-from kvlocal import addons, binaries, debian, images
+from kvlocal import addons, binaries, debian, images, sbom
 from kvlocal.cache import progress
 from kvlocal.cluster import Cluster, clusters
 from kvlocal.problems import LocalError
@@ -90,8 +91,17 @@ def build(without_images: bool) -> None:
     binaries.control_plane()
     if not without_images:
         debian.ensure_node_tools()
-        for image in images.everything():
+        for image in (*images.everything(), images.envoy_gateway()):
             click.echo(f"  ready: {image.reference}")
+
+
+@main.command("sbom")
+@click.option("--folder", default="build/sbom", type=click.Path(path_type=Path), help="Where to.")
+def write_sbom(folder: Path) -> None:
+    """Write SPDX and provenance of the product's images, from what is truly in them."""
+    for name in images.PRODUCT:
+        for path in sbom.write(images.build(name), folder):
+            click.echo(f"wrote {path}")
 
 
 @main.command("build-image")
