@@ -39,8 +39,8 @@ format: setup ## Format the code and mend what ruff can mend
 unit: setup ## Pure, component and loopback tests (real Envoy and Prometheus included)
 	$(PY) -m pytest -m "not apiserver and not node and not vllm"
 
-fuzz: setup ## The rollout's invariants on examples drawn by chance, other ones each time (EXAMPLES=1500)
-	EXAMPLES=$(or $(EXAMPLES),1500) $(PY) -m pytest tests/unit/test_machine_properties.py
+fuzz: setup ## All properties on examples drawn by chance, the rollout's invariants on EXAMPLES=1500
+	EXAMPLES=$(or $(EXAMPLES),1500) $(PY) -m pytest -m "hypothesis and not apiserver" tests
 
 apiserver: setup ## Tests against a real etcd and kube-apiserver
 	@$(PY) -m kvlocal build --without-images

@@ -414,7 +414,6 @@ def test_kubectl_get_shows_how_a_rollout_stands(kubectl: Kubectl, namespace: str
 
 @settings(
     max_examples=300,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(changed(WHOLE))

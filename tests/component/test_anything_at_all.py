@@ -29,7 +29,6 @@ STORED = [
 ]
 many = settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 

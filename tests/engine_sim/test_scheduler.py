@@ -94,7 +94,7 @@ class Checked:
                 assert sequence.blocks == 0
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     blocks=st.integers(2, 40),
     block_size=st.sampled_from([5, 16]),
@@ -224,7 +224,6 @@ def test_a_batch_is_slower_a_step_but_quicker_a_token() -> None:
     assert one.last_token_at < max(ends) < 8 * one.last_token_at / 4
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 2), st.integers(1, 400), st.integers(1, 80)), max_size=12))
 def test_doing_many_steps_at_once_changes_no_token_and_little_time(
     rows: list[tuple[float, int, int]],

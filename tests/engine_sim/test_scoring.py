@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine_sim import tokens
@@ -21,6 +21,8 @@ SAID = {"messages": [{"role": "user", "content": PROMPT}]}
 
 
 @given(text=st.text(min_size=1, max_size=40))
+@example(text=" one")
+@example(text="page it")
 def test_a_prompt_has_as_many_ids_as_it_is_counted_to_have(text: str) -> None:
     ids = tokens.encode(text)
     assert len(ids) == tokens.count_tokens(text)

@@ -16,6 +16,12 @@ WORDS = (
 )  # fmt: skip
 _FIRST_WORD = 0x80
 _WORD_IDS = {word: _FIRST_WORD + number for number, word in enumerate(WORDS)}
+# What a short word's bytes would be as a number: one text has one id, in a prompt and in an answer.
+_SHORT_WORDS = {
+    int.from_bytes(word.encode("ascii"), "little"): token
+    for word, token in _WORD_IDS.items()
+    if len(word) <= CHARACTERS_PER_TOKEN
+}
 _OTHER_SCRIPT = 0x8000
 _UNKNOWN = "\ufffd"
 
@@ -37,7 +43,7 @@ def encode(text: str) -> list[int]:
         return [id_of(piece) for piece in pieces_of(text)]
     count = count_tokens(text)
     padded = text.encode("ascii").ljust(count * CHARACTERS_PER_TOKEN, b"\0")
-    return list(struct.unpack(f"<{count}I", padded))
+    return [_SHORT_WORDS.get(number, number) for number in struct.unpack(f"<{count}I", padded)]
 
 
 def id_of(piece: str) -> int:
@@ -45,7 +51,8 @@ def id_of(piece: str) -> int:
     if piece in _WORD_IDS:
         return _WORD_IDS[piece]
     if piece.isascii():
-        return int.from_bytes(piece.encode("ascii"), "little")
+        number = int.from_bytes(piece.encode("ascii"), "little")
+        return _SHORT_WORDS.get(number, number)
     return _OTHER_SCRIPT | (zlib.crc32(piece.encode("utf-8", "surrogatepass")) & 0x7FFFFFFF)
 
 

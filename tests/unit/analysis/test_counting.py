@@ -277,7 +277,7 @@ def test_a_users_counter_that_begins_anew_adds_nothing_and_killed_nobody() -> No
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=1, max_size=30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nothing_is_lost_or_counted_twice_over_any_restarts(
     spans: list[tuple[int, bool]],
 ) -> None:

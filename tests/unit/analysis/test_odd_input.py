@@ -434,7 +434,7 @@ picks = st.lists(
 
 
 @given(arms_to_pick, picks)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_whatever_is_fed_there_is_a_report(
     arms: list[Arm], spans: list[tuple[float, int, float, int, int]]
 ) -> None:
@@ -525,7 +525,7 @@ def test_what_is_known_in_part_is_judged_by_that_part(value: float | None) -> No
     )
 )
 @example([(i, "canary", math.nan) for i in range(20, 119)])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_what_a_sound_pair_fails_to_tell_at_times_makes_nobody_guilty(
     holes: list[tuple[int, str, float | None]],
 ) -> None:
