@@ -285,7 +285,7 @@ class Scrapes:
             complete: Whether what was read reaches the present.
         """
         grid = range(self._window.start_ms, self._window.end_ms + 1, self._window.step_ms)
-        owners = _Owners(needs)
+        owners, clusters = _Owners(needs), _ClusterOwners(needs)
         ticks: dict[str, list[Tick]] = {need.key: [] for need in needs}
         seen: dict[str, float] = {}
         healthy: dict[str, Mapping[str, float]] = {}
@@ -293,11 +293,12 @@ class Scrapes:
             at = ms / 1000
             routers = owners.sort(self._routers.get(at, {}), owners.routers)
             engines = owners.sort(self._engines.get(at, {}), owners.engines)
+            proxies = clusters.sort(self._proxies.get(at, {}))
             for need in needs:
                 if at < need.since.timestamp():
                     continue
                 own = (
-                    _as_routers(self._proxies.get(at, {}), need.clusters)
+                    proxies.get(need.key, {})
                     if need.clusters
                     else routers.get((need.namespace, need.router), {})
                 )
@@ -479,6 +480,44 @@ class _Owners:
         return sorted_
 
 
+class _ClusterOwners:
+    """Tells a Gateway's upstream clusters by their names: of which needs they are which slot."""
+
+    def __init__(self, needs: Iterable[TickNeed]) -> None:
+        self._of: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for need in needs:
+            for cluster, slot in need.clusters:
+                self._of[cluster].append((need.key, slot))
+
+    def sort(self, proxies: _Pods) -> dict[str, dict[str, _Pod]]:
+        """Return a Gateway's pods as if they were each rollout's own routers, by need and name.
+
+        What belongs to a slot under several names is one cluster that was renamed on the way.
+        """
+        found: dict[str, dict[str, _Pod]] = defaultdict(dict)
+        for whose, proxy in proxies.items():
+            called = _called(whose)
+            for (name, cluster), value in proxy.values.items():
+                for key, slot in self._of.get(cluster, ()):
+                    values = found[key].setdefault(called, _Pod()).values
+                    values[name, slot] = values.get((name, slot), 0.0) + value
+            sums: dict[tuple[str, str, str], dict[float, float]] = defaultdict(dict)
+            for (name, cluster), counts in proxy.buckets.items():
+                for key, slot in self._of.get(cluster, ()):
+                    bins = sums[key, name, slot]
+                    for bound, value in counts:
+                        bins[bound] = bins.get(bound, 0.0) + value
+            for (key, name, slot), bins in sums.items():
+                if called in found[key]:
+                    found[key][called].buckets[name, slot] = sorted(bins.items())
+        for pods in found.values():
+            for pod in pods.values():
+                for slot in [slot for name, slot in pod.values if name == queries.HEALTHY]:
+                    # Envoy Gateway has Envoy show a cluster's counters with what they first count.
+                    pod.values.setdefault((queries.TRIES, slot), 0.0)
+        return found
+
+
 def silence(router: str, last_seen: float | None, now: float) -> tuple[str, ...]:
     """Return a problem when a router was scraped and is not any more.
 
@@ -493,33 +532,6 @@ def silence(router: str, last_seen: float | None, now: float) -> tuple[str, ...]
         f"Prometheus has not scraped router {router} since "
         f"{datetime.fromtimestamp(last_seen, UTC):%H:%M:%S} UTC: look at its targets",
     )
-
-
-def _as_routers(proxies: _Pods, clusters: Sequence[tuple[str, str]]) -> dict[str, _Pod]:
-    """Return a Gateway's pods as if they were routers of one rollout.
-
-    What belongs to a slot under several names is one cluster that was renamed on the way.
-    """
-    found: dict[str, _Pod] = {}
-    slots = dict(clusters)
-    for whose, pod in proxies.items():
-        values: dict[tuple[str, str], float] = defaultdict(float)
-        buckets: dict[tuple[str, str], dict[float, float]] = defaultdict(lambda: defaultdict(float))
-        for (name, cluster), value in pod.values.items():
-            if cluster in slots:
-                values[name, slots[cluster]] += value
-        for (name, cluster), counts in pod.buckets.items():
-            if cluster in slots:
-                for bound, value in counts:
-                    buckets[name, slots[cluster]][bound] += value
-        for slot in {slot for name, slot in values if name == queries.HEALTHY}:
-            # Envoy Gateway has Envoy show a cluster's counters with what they first count.
-            values.setdefault((queries.TRIES, slot), 0.0)
-        if values:
-            found[_called(whose)] = _Pod(
-                dict(values), {key: sorted(one.items()) for key, one in buckets.items()}
-            )
-    return found
 
 
 def _nothing_yet(pod: _Pod) -> Bins:
