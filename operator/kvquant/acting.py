@@ -405,8 +405,8 @@ class Actor:
             world.target is None
             or baseline.replicas != 0
             or world.rollout.status.adoption is not None
-            or _adopts(world, world.target)
             or mark.items() <= annotations_of(world.target).items()
+            or _adopts(world, world.target)
         ):
             return
         self._cluster.patch(

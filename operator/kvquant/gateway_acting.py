@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from kvquant.core.http_routes import Split
 from kvquant.core.manifests import selects
 from kvquant.core.observation import Problem
 from kvquant.core.router_manifests import shadow_name, slot_service
-from kvquant.core.shadow_settings import PORT
 from kvquant.errors import Refused, TemplateError
 from kvquant.ports import Cluster, Object
 from kvquant.world import World
@@ -81,7 +79,7 @@ def _refuse_without_mirror(route: Object, cluster: Cluster) -> None:
 class Routes:
     """Drives routes, and remembers whose changes it has undone."""
 
-    _wanted: dict[tuple[str, str], str] = field(default_factory=dict)
+    _wanted: dict[tuple[str, str], tuple[int, GatewayRule, Split]] = field(default_factory=dict)
     _undone: dict[tuple[str, str], list[datetime]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -111,7 +109,6 @@ class Routes:
             weight=status.weights.canary,
             named=not over,
             shadow=shadow_name(router),
-            shadow_port=PORT,
             mirror=min(100, status.weights.mirror),
         )
         if over and not http_routes.is_ours(route, rule, split):
@@ -120,7 +117,7 @@ class Routes:
         try:
             rules = http_routes.with_split(route, rule, split)
             undone = self._undone[key]
-            wanted = json.dumps([status.attempt, rule.index, repr(split)])
+            wanted = status.attempt, rule, split
             drifted = rules != route["spec"].get("rules")
             if drifted and self._wanted.get(key) == wanted:
                 undone.append(now)

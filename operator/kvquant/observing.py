@@ -15,7 +15,7 @@ from kvquant.beginning import candidate
 from kvquant.core import http_routes, regime
 from kvquant.core.adopting import differs
 from kvquant.core.alerts import Heard, Watch, blamed, services, standing
-from kvquant.core.evidence import CacheConfig, Evidence, worst
+from kvquant.core.evidence import ArmSample, CacheConfig, Evidence, worst
 from kvquant.core.machine import RUNNING
 from kvquant.core.manifests import Object, engine_container, replicas_of, template_hash
 from kvquant.core.observation import (
@@ -179,14 +179,18 @@ def _known_by_pods(world: World, seen: Observation, evidence: Evidence) -> Evide
     """
     if world.rollout.status.gateway is None:
         return evidence
-    arms = {"canary": seen.canary_pods, "baseline": seen.baseline_pods}
-    known = {}
-    for name, pods in arms.items():
-        arm = getattr(evidence, name)
-        if arm.healthy is None:
-            serving = sum(pod.ready and (pod.serving or name == "baseline") for pod in pods)
-            known[name] = replace(arm, healthy=float(serving))
-    return replace(evidence, **known)
+    # A baseline's pods need no label to serve.
+    canary = sum(pod.ready and pod.serving for pod in seen.canary_pods)
+    baseline = sum(pod.ready for pod in seen.baseline_pods)
+    return replace(
+        evidence,
+        canary=_filled_in(evidence.canary, canary),
+        baseline=_filled_in(evidence.baseline, baseline),
+    )
+
+
+def _filled_in(arm: ArmSample, healthy: int) -> ArmSample:
+    return arm if arm.healthy is not None else replace(arm, healthy=float(healthy))
 
 
 def _shadow_pods(world: World) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def driven(route: Object) -> GatewayRule:
 
 def split(weight: int, mirror: int = 0) -> Split:
     shadow, named = "llama-route-shadow", weight > 0
-    return Split("llama-route-green", 8000, "green", weight, named, shadow, 8077, mirror)
+    return Split("llama-route-green", 8000, "green", weight, named, shadow, mirror)
 
 
 def write(cluster: KubernetesCluster, route: Object, rules: list[Any]) -> Object:

@@ -35,7 +35,7 @@ DRIVEN = rule_of(http_route(), lambda name: name == "llama", None)
 
 def split(weight: int, mirror: int = 0, *, named: bool = True, slot: str = "green") -> Split:
     shadow = "llama-route-shadow"
-    return Split(f"llama-route-{slot}", 8000, slot, weight, named, shadow, 8077, mirror)
+    return Split(f"llama-route-{slot}", 8000, slot, weight, named, shadow, mirror)
 
 
 @given(weight=st.integers(0, 100), mirror=st.integers(0, 50), slot=st.sampled_from(names.SLOTS))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kvquant import errors
 from kvquant.adapters.connection import APPLY_PATCH, MERGE_PATCH, Answer, Connection, raise_for
 from kvquant.api import names
+from kvquant.core import http_routes
 from kvquant.ports import Object
 
 PAGE = 500
@@ -48,9 +49,9 @@ RESOURCES: Mapping[str, Resource] = {
     "ConfigMap": Resource("v1", "configmaps", LARGE_PAGE),
     "Deployment": Resource("apps/v1", "deployments"),
     "Event": Resource("v1", "events"),
-    "Gateway": Resource("gateway.networking.k8s.io/v1", "gateways"),
-    "GatewayClass": Resource("gateway.networking.k8s.io/v1", "gatewayclasses"),
-    "HTTPRoute": Resource("gateway.networking.k8s.io/v1", "httproutes"),
+    "Gateway": Resource(http_routes.API_VERSION, "gateways"),
+    "GatewayClass": Resource(http_routes.API_VERSION, "gatewayclasses"),
+    "HTTPRoute": Resource(http_routes.API_VERSION, "httproutes"),
     "HorizontalPodAutoscaler": Resource("autoscaling/v2", "horizontalpodautoscalers"),
     "Job": Resource("batch/v1", "jobs"),
     "Pod": Resource("v1", "pods"),

@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvquant.api import names
-from kvquant.core.router_manifests import (
-    MATCHES_NOTHING,
-    shadow_name,
-    shadow_selector,
-    slot_service,
-)
-from kvquant.core.shadow_settings import PORT
+from kvquant.core.router_manifests import backend_services
 
 Object = dict[str, Any]
 
@@ -39,46 +33,21 @@ class GatewaySpec:
 
 def gateway_objects(spec: GatewaySpec) -> list[Object]:
     """Return the objects in the order in which they must be applied."""
-    config = _object(spec, "ConfigMap", spec.name)
-    config["metadata"]["annotations"] = dict(spec.annotations)
-    return [config, *(_slot_service(spec, slot) for slot in names.SLOTS), _shadow_service(spec)]
-
-
-def _slot_service(spec: GatewaySpec, slot: str) -> Object:
-    """Return the Service of a slot's pods, without an address: the shadow service looks at each."""
-    service = _object(spec, "Service", slot_service(spec.name, slot))
-    service["metadata"]["labels"][names.LABEL_SLOT] = slot
-    service["spec"] = {
-        "clusterIP": "None",
-        "selector": dict(spec.selectors.get(slot) or MATCHES_NOTHING),
-        "ports": [_port("http", spec.engine_ports[slot])],
+    labels = {
+        names.LABEL_ROUTER: spec.name,
+        "app.kubernetes.io/name": "kvquant-gateway",
+        "app.kubernetes.io/instance": spec.name,
+        "app.kubernetes.io/part-of": "kvquant",
+        "app.kubernetes.io/managed-by": "kvquant",
     }
-    return service
-
-
-def _shadow_service(spec: GatewaySpec) -> Object:
-    service = _object(spec, "Service", shadow_name(spec.name))
-    service["spec"] = {"selector": shadow_selector(spec.name), "ports": [_port("copies", PORT)]}
-    return service
-
-
-def _port(name: str, number: int) -> Object:
-    return {"name": name, "port": number, "targetPort": number, "protocol": "TCP"}
-
-
-def _object(spec: GatewaySpec, kind: str, name: str) -> Object:
-    return {
+    config: Object = {
         "apiVersion": "v1",
-        "kind": kind,
+        "kind": "ConfigMap",
         "metadata": {
-            "name": name,
+            "name": spec.name,
             "namespace": spec.namespace,
-            "labels": {
-                names.LABEL_ROUTER: spec.name,
-                "app.kubernetes.io/name": "kvquant-gateway",
-                "app.kubernetes.io/instance": spec.name,
-                "app.kubernetes.io/part-of": "kvquant",
-                "app.kubernetes.io/managed-by": "kvquant",
-            },
+            "labels": labels,
+            "annotations": dict(spec.annotations),
         },
     }
+    return [config, *backend_services(spec, labels)]

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from kvquant.api import names
 from kvquant.api.v1alpha1 import GatewayRule, Status, Traffic
 from kvquant.core.observation import RouterView
+from kvquant.core.shadow_settings import PORT
 from kvquant.errors import TemplateError
 
 Object = dict[str, Any]
@@ -50,7 +51,6 @@ class Split:
         weight: Share of the requests that go to the canary, in per cent.
         named: Whether the rule names the canary, with a weight of 0, too; else it is as it was.
         shadow: Service to which copies go.
-        shadow_port: Its port.
         mirror: Share of the requests of which a copy goes there, in per cent.
     """
 
@@ -60,7 +60,6 @@ class Split:
     weight: int
     named: bool
     shadow: str
-    shadow_port: int
     mirror: int = 0
 
 
@@ -135,8 +134,7 @@ def with_split(route: Object, rule: GatewayRule, split: Split) -> list[Object]:
     driven["backendRefs"] = _backends(rule, split)
     filters = [one for one in driven.get("filters") or () if not _copies_to(one, split.shadow)]
     if split.mirror:
-        backend = {**_service(split.shadow, split.shadow_port)}
-        mirror = {"backendRef": backend, "percent": split.mirror}
+        mirror = {"backendRef": _service(split.shadow, PORT), "percent": split.mirror}
         filters.append({"type": "RequestMirror", "requestMirror": mirror})
     if filters:
         driven["filters"] = filters

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from kvquant.api import names
 from kvquant.core.envoy_bootstrap import STATS_PORT, SUM_OF_WEIGHTS, Bootstrap, envoy_bootstrap
@@ -92,18 +92,71 @@ def shadow_name(router: str) -> str:
     return f"{router}-shadow"
 
 
+class Backends(Protocol):
+    """What the Services behind a router, or behind an HTTPRoute, are made of."""
+
+    @property
+    def name(self) -> str:
+        """Name of the router."""
+
+    @property
+    def namespace(self) -> str:
+        """Namespace of the target."""
+
+    @property
+    def selectors(self) -> Mapping[str, Mapping[str, str] | None]:
+        """Labels of the pods that each slot serves from; None for an empty slot."""
+
+    @property
+    def engine_ports(self) -> Mapping[str, int]:
+        """Port on which each slot's engines serve."""
+
+
+def backend_services(whose: Backends, labels: Mapping[str, str]) -> list[Object]:
+    """Return the headless Service of each slot, and last the one to which copies go.
+
+    That one is always there, so that its name always resolves: where no pod stands behind it, a
+    copy is refused at once and forgotten.
+    """
+
+    def service(name: str, more: Mapping[str, str], **spec: Any) -> Object:
+        metadata = {"name": name, "namespace": whose.namespace, "labels": {**labels, **more}}
+        return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+    def port(name: str, number: int) -> list[Object]:
+        return [{"name": name, "port": number, "targetPort": number, "protocol": "TCP"}]
+
+    slots = [
+        service(
+            slot_service(whose.name, slot),
+            {names.LABEL_SLOT: slot},
+            clusterIP="None",
+            publishNotReadyAddresses=False,
+            selector=dict(whose.selectors.get(slot) or MATCHES_NOTHING),
+            ports=port("http", whose.engine_ports[slot]),
+        )
+        for slot in names.SLOTS
+    ]
+    selector = shadow_selector(whose.name)
+    return [
+        *slots,
+        service(shadow_name(whose.name), {}, selector=selector, ports=port("copies", PORT)),
+    ]
+
+
 def router_objects(router: RouterSpec) -> list[Object]:
     """Return the router's objects in the order in which they must be applied.
 
     Raises:
         ValueError: The weights are not per cents of both slots that sum to 100.
     """
+    *backends, shadow = backend_services(router, _labels(router))
     return [
         _object(router, "v1", "ServiceAccount", automountServiceAccountToken=False),
         _config_map(router),
-        *(_slot_service(router, slot) for slot in names.SLOTS),
+        *backends,
         _service(router),
-        _shadow_service(router),
+        shadow,
         _object(
             router,
             "policy/v1",
@@ -193,43 +246,9 @@ def _config_map(router: RouterSpec) -> Object:
     return config
 
 
-def _slot_service(router: RouterSpec, slot: str) -> Object:
-    port = router.engine_ports[slot]
-    service = _object(
-        router,
-        "v1",
-        "Service",
-        suffix=f"-{slot}",
-        spec={
-            "clusterIP": "None",
-            "publishNotReadyAddresses": False,
-            "selector": dict(router.selectors.get(slot) or MATCHES_NOTHING),
-            "ports": [{"name": "http", "port": port, "targetPort": port, "protocol": "TCP"}],
-        },
-    )
-    service["metadata"]["labels"][names.LABEL_SLOT] = slot
-    return service
-
-
 def _service(router: RouterSpec) -> Object:
     ports = [{"name": "http", "port": router.port, "targetPort": "http", "protocol": "TCP"}]
     return _object(router, "v1", "Service", spec={"selector": _selector(router), "ports": ports})
-
-
-def _shadow_service(router: RouterSpec) -> Object:
-    """Return the Service to which copies go.
-
-    It is always there, so that its name always resolves: where no pod stands behind it, a copy is
-    refused at once and forgotten.
-    """
-    ports = [{"name": "copies", "port": PORT, "targetPort": PORT, "protocol": "TCP"}]
-    return _object(
-        router,
-        "v1",
-        "Service",
-        suffix=shadow_name(""),
-        spec={"selector": shadow_selector(router.name), "ports": ports},
-    )
 
 
 def shadow_selector(router: str) -> dict[str, str]:
