@@ -313,6 +313,16 @@ class Site:
             self.turn(ref, *others)
         return self.status(ref)
 
+    def delete(self, ref: Ref) -> None:
+        """Delete a rollout, and run passes until it may vanish; fail after too many."""
+        self.cluster.delete(names.KIND, ref.namespace, ref.name)
+        for _ in range(60):
+            result = self.reconciler.finalize(ref)
+            if result.done:
+                return
+            self.let_pass(max(0.5, min(5.0, result.requeue_after)))
+        raise AssertionError("never done")
+
     # Controllers and kubelet.
 
     def control(self) -> None:

@@ -103,7 +103,7 @@ def test_it_is_held_still_to_the_end_and_given_back_whatever_the_end(
     if end == "killed and deleted":
         site.annotate(ref, killed="true")
         site.turn(ref)
-        end_by_deletion(site, ref)
+        site.delete(ref)
     else:
         site.until(ref, lambda status: status.settled)
         assert set(site.ever) == {held[0]}, "not one pod came or went"
@@ -114,23 +114,13 @@ def test_it_is_held_still_to_the_end_and_given_back_whatever_the_end(
     assert site.lost == []
 
 
-def end_by_deletion(site: Site, ref: Ref) -> None:
-    site.cluster.delete(names.KIND, ref.namespace, ref.name)
-    for _ in range(60):
-        result = site.reconciler.finalize(ref)
-        if result.done:
-            return
-        site.let_pass(max(0.5, min(5.0, result.requeue_after)))
-    raise AssertionError("never done")
-
-
 @pytest.mark.parametrize("where", [Phase.PROVISIONING, Phase.PROGRESSING, Phase.PROMOTED])
 def test_a_deleted_rollout_gives_it_back(site: ScaledSite, where: Phase) -> None:
     ref = site.apply()
     site.until_phase(ref, where)
     site.turn(ref)
     assert not is_as_its_owner_left_it(site)
-    end_by_deletion(site, ref)
+    site.delete(ref)
     assert is_as_its_owner_left_it(site)
 
 

@@ -202,11 +202,7 @@ def test_a_deleted_rollout_gives_the_route_back_first(site: GatewaySite) -> None
     ref = site.apply(through_gateway())
     site.until(ref, lambda s: s.step == 2)
     site.turn(ref)
-    site.cluster.delete(names.KIND, ref.namespace, ref.name)
-    for _ in range(60):
-        if site.reconciler.finalize(ref).done:
-            break
-        site.let_pass(2)
+    site.delete(ref)
     assert site.backends() == {"llama": 1}
     assert site.lost == []
 

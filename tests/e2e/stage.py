@@ -48,6 +48,7 @@ OWN_CLUSTER = {
     "type": "RequestHeaderModifier",
     "requestHeaderModifier": {"set": [{"name": "x-kvquant-arm", "value": "baseline"}]},
 }
+"""A filter of the baseline's backendRef: with one, its upstream cluster keeps its name."""
 QUICK: dict[str, Any] = {
     # What shadowing does has tests of its own.
     "shadow": {"percent": 0},
@@ -272,7 +273,6 @@ class Stage:
                 "rules": [
                     {
                         "matches": [{"path": {"type": "PathPrefix", "value": "/v1"}}],
-                        # With a filter of its own, its upstream cluster keeps its name.
                         "backendRefs": [{"name": "llama", "port": 8000, "filters": [OWN_CLUSTER]}],
                         "timeouts": {"request": "60s"},
                     }
