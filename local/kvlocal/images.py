@@ -62,6 +62,11 @@ class Image:
     reference: str
     archive: Path
 
+    @property
+    def name(self) -> str:
+        """The reference without registry and tag."""
+        return self.reference.rsplit("/", 1)[-1].split(":")[0]
+
 
 def build(name: str) -> Image:
     """Build one of the product's images, or return the build of the very same sources.
@@ -165,12 +170,7 @@ def envoy_gateway() -> Image:
     binary = binaries.envoy_gateway()
 
     def fill(context: Path) -> None:
-        shutil.copy(binary, context / "envoy-gateway")
-        (context / "envoy-gateway").chmod(0o755)
-        (context / "Dockerfile").write_text(
-            "FROM scratch\nCOPY envoy-gateway /usr/local/bin/envoy-gateway\n"
-            'ENTRYPOINT ["/usr/local/bin/envoy-gateway"]\n'
-        )
+        _binary_context(context, binary, "/usr/local/bin/envoy-gateway")
 
     return _build(ENVOY_GATEWAY_IMAGE, fill, [binary.name], "Dockerfile", None)
 
@@ -195,10 +195,10 @@ def _pause_context(context: Path) -> None:
     (context / "Dockerfile").write_text('FROM scratch\nCOPY pause /pause\nENTRYPOINT ["/pause"]\n')
 
 
-def _binary_context(context: Path, binary: Path) -> None:
+def _binary_context(context: Path, binary: Path, where: str = "/run-it") -> None:
     shutil.copy(binary, context / "run")
     (context / "run").chmod(0o755)
-    (context / "Dockerfile").write_text('FROM scratch\nCOPY run /run-it\nENTRYPOINT ["/run-it"]\n')
+    (context / "Dockerfile").write_text(f'FROM scratch\nCOPY run {where}\nENTRYPOINT ["{where}"]\n')
 
 
 def _base() -> str:

@@ -113,8 +113,7 @@ def packages(found: Contents) -> list[Package]:
 
 def spdx(image: Image, found: Contents) -> Document:
     """Return the image's SPDX 2.3 document."""
-    name = image.reference.rsplit("/", 1)[-1].partition(":")[0]
-    whole = {**_described(f"kvquant-{name}", found.digest[:12]), "SPDXID": "SPDXRef-image"}
+    whole = {**_described(f"kvquant-{image.name}", found.digest[:12]), "SPDXID": "SPDXRef-image"}
     inside = [
         {
             **_described(package.name, package.version),
@@ -133,8 +132,8 @@ def spdx(image: Image, found: Contents) -> Document:
         "spdxVersion": "SPDX-2.3",
         "dataLicense": "CC0-1.0",
         "SPDXID": "SPDXRef-DOCUMENT",
-        "name": f"kvquant-{name}",
-        "documentNamespace": f"https://kvquant.dev/sbom/{name}/{found.digest}",
+        "name": f"kvquant-{image.name}",
+        "documentNamespace": f"https://kvquant.dev/sbom/{image.name}/{found.digest}",
         "creationInfo": {"created": _seconds(found.created), "creators": ["Tool: kvlocal-sbom"]},
         "packages": [whole, *inside],
         "relationships": [
@@ -146,8 +145,7 @@ def spdx(image: Image, found: Contents) -> Document:
 
 def provenance(image: Image, found: Contents) -> Document:
     """Return the image's provenance: an in-toto statement with a SLSA predicate, unsigned."""
-    name = image.reference.rsplit("/", 1)[-1].partition(":")[0]
-    made_from = [f"images/{name}/Dockerfile", images.lock_of(name)]
+    made_from = [f"images/{image.name}/Dockerfile", images.lock_of(image.name)]
     dependencies = [
         {"uri": path, "digest": {"sha256": _sha256(REPOSITORY / path)}} for path in made_from
     ]
@@ -171,14 +169,13 @@ def provenance(image: Image, found: Contents) -> Document:
 def write(image: Image, folder: Path) -> list[Path]:
     """Write both documents of an image into a folder, and return their paths."""
     found = contents(image)
-    name = image.reference.rsplit("/", 1)[-1].partition(":")[0]
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for kind, document in (
         ("spdx", spdx(image, found)),
         ("provenance", provenance(image, found)),
     ):
-        path = folder / f"{name}.{kind}.json"
+        path = folder / f"{image.name}.{kind}.json"
         path.write_text(json.dumps(document, indent=1) + "\n")
         written.append(path)
     return written
