@@ -114,23 +114,32 @@ def _kill_all(
 
 def _all_killed(session: Session) -> str | None:
     raws = session.cluster.list(names.KIND, "", {})
-    canaries, promoted = [], []
+    canaries: list[Object] = []
+    promoted: list[Object] = []
+    adopting: list[Object] = []
     for raw in raws:
         status = rollouts.status_of(raw)
-        if status.get("phase") == "Promoted" and status.get("settled"):
+        if (status.get("adoption") or {}).get("stage") in ("Proving", "HandingOver"):
+            # Its way back is the promoted pool: the canary's weight is what has to be 100 %.
+            told = {one.get("type"): one.get("reason") for one in status.get("conditions", ())}
+            kept = status.get("weights", {}).get("canary") == 100
+            (adopting if kept and told.get("Adopted") == "Killed" else canaries).append(raw)
+        elif status.get("phase") == "Promoted" and status.get("settled"):
             promoted.append(raw)
         elif not (status.get("killed") and status.get("weights", {}).get("canary", 0) == 0):
             canaries.append(raw)
     if canaries:
         return None
-    count = len(raws) - len(promoted)
-    told = f"{count} rollout{'' if count == 1 else 's'} at the baseline (canary 0 %)"
-    if promoted:
-        told += (
-            f"; {len(promoted)} more ended in promotion and have no old pool to go back to: "
-            + ", ".join(sorted(raw["metadata"]["name"] for raw in promoted))
-        )
-    return told
+    count = len(raws) - len(promoted) - len(adopting)
+    text = f"{count} rollout{'' if count == 1 else 's'} at the baseline (canary 0 %)"
+    for some, what in (
+        (adopting, "stay on their promoted pools, which hand nothing over"),
+        (promoted, "ended in promotion and have no old pool to go back to"),
+    ):
+        if some:
+            listed = ", ".join(sorted(raw["metadata"]["name"] for raw in some))
+            text += f"; {len(some)} more {what}: {listed}"
+    return text
 
 
 def _unkill_all(

@@ -80,8 +80,13 @@ def _too_late(seen: Seen) -> str:
     )
 
 
+def _handing_back(seen: Seen) -> bool:
+    """Tell whether a promoted pool gives its traffic to a target that has adopted the dtype."""
+    return seen.status.adopting and not seen.deleting
+
+
 def _cannot_pause(seen: Seen) -> Refusal | None:
-    return _ended(seen)
+    return None if _handing_back(seen) else _ended(seen)
 
 
 def _cannot_resume(seen: Seen) -> Refusal | None:
@@ -144,9 +149,60 @@ def _undecided(status: Status) -> bool:
 
 
 def _cannot_kill(seen: Seen) -> Refusal | None:
-    if seen.status.phase is Phase.PROMOTED and seen.status.settled:
+    if seen.status.phase is Phase.PROMOTED and seen.status.settled and not _handing_back(seen):
         return Refusal(f"it has been promoted{_too_late(seen)}")
     return None
+
+
+def _kept_on_the_pool(seen: Seen) -> bool:
+    """Tell whether a kill switch has kept, or taken back, the traffic of a hand-over."""
+    condition = seen.status.condition("Adopted")
+    stopped = condition is not None and condition.reason == "Killed"
+    return stopped and seen.status.weights.canary == 100
+
+
+def _kill_holds(seen: Seen) -> bool:
+    if _handing_back(seen):
+        return _kept_on_the_pool(seen)
+    return seen.status.killed and seen.status.weights.canary == 0
+
+
+def _kill_is_over(seen: Seen) -> bool:
+    return not (_kept_on_the_pool(seen) if _handing_back(seen) else seen.status.killed)
+
+
+def _pool(seen: Seen) -> str:
+    return seen.status.canary.deployment if seen.status.canary else "the promoted pool"
+
+
+def _killed(seen: Seen) -> str:
+    if _handing_back(seen):
+        return f"every request goes to {_pool(seen)}, and nothing is handed over"
+    return f"every request goes to the baseline (canary {seen.status.weights.canary} %)"
+
+
+def _kill_promise(seen: Seen) -> str:
+    if _handing_back(seen):
+        return (
+            f"sends every request to {_pool(seen)} at once and keeps it so until unkill. The "
+            "target's pods stay; their hand-over goes on afterwards"
+        )
+    return (
+        "sends every request to the baseline at once and keeps it so until unkill. The canary's "
+        "pods stay; the steps start over afterwards"
+    )
+
+
+def _pause_promise(seen: Seen) -> str:
+    if _handing_back(seen):
+        return (
+            "goes no further with the hand-over until resume. Traffic still returns to "
+            f"{_pool(seen)} by itself when the target gives way, and kill still acts"
+        )
+    return (
+        f"{_held_at(seen)} until resume. It still rolls back by itself when a signal fails, and "
+        "abort and kill still act"
+    )
 
 
 def _anytime(_: Seen) -> Refusal | None:
@@ -200,6 +256,8 @@ def _condition(seen: Seen, type_: str) -> bool:
 
 
 def _killed_by_whom(seen: Seen) -> str:
+    if _handing_back(seen):
+        return _killed(seen)
     decisions = reversed(seen.status.decisions)
     return next((d.message for d in decisions if d.kind is DecisionKind.KILL), "")
 
@@ -215,10 +273,7 @@ PAUSE = Verb(
         if seen.asked(names.ANNOTATION_PAUSED) and _condition(seen, "Paused")
         else None
     ),
-    promise=lambda seen: (
-        f"{_held_at(seen)} until resume. It still rolls back by itself when a signal fails, and "
-        "abort and kill still act"
-    ),
+    promise=_pause_promise,
     done=lambda seen, _: _condition(seen, "Paused"),
     outcome=_whither,
 )
@@ -294,19 +349,12 @@ KILL = Verb(
     refusal=_cannot_kill,
     moot=lambda seen: (
         f"killed already: {_killed_by_whom(seen)}"
-        if seen.asked(names.ANNOTATION_KILLED)
-        and seen.status.killed
-        and seen.status.weights.canary == 0
+        if seen.asked(names.ANNOTATION_KILLED) and _kill_holds(seen)
         else None
     ),
-    promise=lambda _: (
-        "sends every request to the baseline at once and keeps it so until unkill. The canary's "
-        "pods stay; the steps start over afterwards"
-    ),
-    done=lambda seen, _: seen.status.killed and seen.status.weights.canary == 0,
-    outcome=lambda seen: (
-        f"every request goes to the baseline (canary {seen.status.weights.canary} %)"
-    ),
+    promise=_kill_promise,
+    done=lambda seen, _: _kill_holds(seen),
+    outcome=_killed,
 )
 
 UNKILL = Verb(
@@ -316,10 +364,14 @@ UNKILL = Verb(
     once=False,
     refusal=_anytime,
     moot=lambda seen: (
-        "not killed" if not seen.asked(names.ANNOTATION_KILLED) and not seen.status.killed else None
+        "not killed" if not seen.asked(names.ANNOTATION_KILLED) and _kill_is_over(seen) else None
     ),
-    promise=lambda _: "may take traffic again: the steps start over from the first",
-    done=lambda seen, _: not seen.status.killed,
+    promise=lambda seen: (
+        "goes on with the hand-over once every pod of the target is proven"
+        if _handing_back(seen)
+        else "may take traffic again: the steps start over from the first"
+    ),
+    done=lambda seen, _: _kill_is_over(seen),
     outcome=_whither,
 )
 

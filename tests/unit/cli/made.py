@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kvquant.api.v1alpha1 import KVQuantRollout
+from kvquant.cli.rollouts import Seen, read
 from kvquant.core import record
 from kvquant.core.plan import PlannedShadow
 from kvquant.core.quality import JUDGED, judge
 from kvquant.core.shadow_reading import ShadowEvidence, Sums
 from kvquant.core.shadow_settings import CANARY_PAIR, CITATIONS, EXACT, NOISE_PAIR
+from tests.fakes.cluster import FakeCluster
 
 NOW = datetime(2026, 11, 24, 14, 0, 0, tzinfo=UTC)
 
@@ -426,6 +428,20 @@ def promoted(*, settled: bool = False) -> dict[str, Any]:
     return raw
 
 
+def adopting(stage: str = "HandingOver", *, killed: bool = False) -> dict[str, Any]:
+    """A promotion whose target asks for the promoted dtype by itself, and gets the traffic."""
+    raw = promoted(settled=True)
+    status = raw["status"]
+    status["adoption"] = {"stage": stage, "since": before(minutes=1), "regimeProof": []}
+    if stage == "HandingOver":
+        status["weights"] = {"baseline": 100, "canary": 0}
+    reason = "Killed" if killed else "Draining"
+    status["conditions"].append(condition("Adopted", "False", reason, "...", seconds=30))
+    if killed:
+        raw["metadata"]["annotations"] = {"kvquant.dev/killed": "2026-11-24T13:59:30Z by alice"}
+    return raw
+
+
 def answers(short: int, long: int = 0, *, lost: int = 0) -> Any:
     """A look at the answers to copies: pairs up to 4 KiB, and longer ones that lose citations.
 
@@ -505,3 +521,8 @@ def provisioning() -> dict[str, Any]:
     raw["status"].pop("stepStartedAt")
     set_condition(raw, "Held", "True", "CanaryNotReady", why)
     return raw
+
+
+def seen(raw: dict[str, Any]) -> Seen:
+    """Read a rollout as the CLI would, from an API server in memory."""
+    return read(FakeCluster().put(raw))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kvquant.cli.verbs import KILL, applicable
 from kvquant.errors import Conflict, Refused, Unavailable
 from tests.fakes.cluster import Fault
 from tests.unit.cli import made
@@ -101,6 +102,47 @@ def test_a_settled_promotion_is_taken_back_by_a_new_rollout_only(verb: str) -> N
     assert result.exit_code == 1
     assert "targetRef.name: llama-fp8-pool" in result.stderr
     assert not any(call.writes for call in stage.cluster.calls)
+
+
+@pytest.mark.parametrize("stage_of_it", ["Proving", "HandingOver"])
+def test_a_hand_over_is_taken_back_by_kill_and_goes_on_after_unkill(stage_of_it: str) -> None:
+    stage = Stage()
+    stage.put(made.adopting(stage_of_it))
+    asked = stage.run("kill", "llama-fp8", "--no-wait")
+    assert asked.exit_code == 0, asked.stderr
+    assert "every request to llama-fp8-pool" in asked.stdout + asked.stderr
+    assert "kvquant.dev/killed" in stage.rollout()["metadata"]["annotations"]
+    stage.put(made.adopting("Proving", killed=True))
+    again = stage.run("kill", "llama-fp8")
+    assert "killed already: every request goes to llama-fp8-pool" in again.stdout + again.stderr
+    lifted = stage.run("unkill", "llama-fp8", "--no-wait")
+    assert lifted.exit_code == 0, lifted.stderr
+    assert "goes on with the hand-over" in lifted.stdout + lifted.stderr
+    assert "kvquant.dev/killed" not in stage.rollout()["metadata"]["annotations"]
+
+
+def test_kill_of_a_hand_over_is_not_done_before_the_pool_has_the_traffic() -> None:
+    """Under a kill switch, a pool without a ready pod cannot take it: the CLI must not say so."""
+    raw = made.adopting(killed=True)
+    assert not KILL.done(made.seen(raw), None)
+    raw["status"]["weights"] = {"baseline": 0, "canary": 100}
+    assert KILL.done(made.seen(raw), None)
+
+
+def test_a_hand_over_can_be_paused_and_not_aborted() -> None:
+    stage = Stage()
+    stage.put(made.adopting())
+    paused = stage.run("pause", "llama-fp8", "--no-wait")
+    assert paused.exit_code == 0, paused.stderr
+    assert "no further with the hand-over" in paused.stdout + paused.stderr
+    for verb in ("abort", "promote", "retry"):
+        assert stage.run(verb, "llama-fp8").exit_code == 1
+
+
+def test_a_deleted_rollout_hands_nothing_over_that_could_be_paused() -> None:
+    raw = made.adopting()
+    raw["metadata"].update(deletionTimestamp=made.before(seconds=5), finalizers=["kvquant.dev/f"])
+    assert "pause" not in applicable(made.seen(raw))
 
 
 def test_retry_of_a_running_attempt_is_refused() -> None:

@@ -136,7 +136,7 @@ def test_the_names_of_a_report() -> None:
     from kvquant.cli.report.judged import judge
     from kvquant.cli.report.measured import measure
     from tests.unit.cli import story
-    from tests.unit.cli.test_status import seen
+    from tests.unit.cli.made import seen
 
     rollout = seen(story.split(story.promoted()))
     measured = measure(rollout, story.good(), story.end())

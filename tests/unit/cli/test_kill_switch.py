@@ -115,6 +115,20 @@ def test_kill_all_names_promotions_that_cannot_go_back() -> None:
     assert "llama-fp8" in result.stdout
 
 
+def test_kill_all_waits_until_a_hand_over_is_taken_back() -> None:
+    stage = Stage()
+    for unmoved in (made.adopting("HandingOver", killed=True), made.adopting("Proving")):
+        stage.put(unmoved)
+        late = stage.run("kill", "--all", "--timeout", "3s")
+        assert late.exit_code == 1
+        assert "3 s" in late.stderr
+    stage.put(made.adopting("Proving", killed=True))
+    result = stage.run("kill", "--all")
+    assert result.exit_code == 0, result.stderr
+    assert "1 more stay on their promoted pools" in result.stdout
+    assert "no old pool" not in result.stdout
+
+
 def test_unkill_all_names_the_rollouts_that_have_a_switch_of_their_own() -> None:
     stage = Stage()
     stage.put(made.killed())

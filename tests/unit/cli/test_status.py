@@ -11,7 +11,6 @@ import pytest
 
 from kvquant.cli.documents import describe
 from kvquant.cli.paint import Paint, visible
-from kvquant.cli.rollouts import Seen, read
 from kvquant.cli.screen import screen
 from kvquant.errors import ClusterError, Refused, Unavailable
 from tests.fakes.cluster import FakeCluster, Fault
@@ -31,10 +30,6 @@ def shown(raw: dict[str, Any], *arguments: str) -> str:
     result = stage.run("status", raw["metadata"]["name"], *arguments)
     assert result.exit_code == 0, result.stderr
     return str(result.stdout)
-
-
-def seen(raw: dict[str, Any]) -> Seen:
-    return read(FakeCluster().put(raw))
 
 
 # What goes wrong.
@@ -316,14 +311,14 @@ def test_no_line_is_wider_than_the_terminal(width: int, unicode: bool) -> None:
     long = made.progressing("a-rollout-with-quite-a-long-name-of-63-characters", "a-namespace")
     made.set_condition(long, "Held", "True", "Soaking", "word " * 200)
     for raw in (made.fresh(), made.rolled_back(), made.killed(), many, long):
-        lines = screen(describe(seen(raw), made.NOW), made.NOW, Paint(unicode=unicode), width)
+        lines = screen(describe(made.seen(raw), made.NOW), made.NOW, Paint(unicode=unicode), width)
         assert [line for line in lines if visible(line) > max(width, 60)] == []
         if not unicode:
             assert all(line.isascii() for line in lines)
 
 
 def test_a_low_terminal_keeps_what_matters_and_drops_old_decisions() -> None:
-    document = describe(seen(made.progressing()), made.NOW)
+    document = describe(made.seen(made.progressing()), made.NOW)
     lines = screen(document, made.NOW, Paint(), 80, height=24)
     assert len(lines) <= 24
     assert any("weights" in line for line in lines)
@@ -333,7 +328,7 @@ def test_a_low_terminal_keeps_what_matters_and_drops_old_decisions() -> None:
 
 
 def test_colours_come_only_where_they_may() -> None:
-    document = describe(seen(made.rolled_back()), made.NOW)
+    document = describe(made.seen(made.rolled_back()), made.NOW)
     assert "\x1b[31m" in "".join(screen(document, made.NOW, Paint(colour=True)))
     assert "\x1b" not in "".join(screen(document, made.NOW, Paint(colour=False)))
 
@@ -463,7 +458,9 @@ def test_copies_of_an_older_operator_are_shown_without_what_it_did_not_tell() ->
 
 @pytest.mark.parametrize("width", [60, 80, 110])
 def test_the_table_of_copies_fits_its_screen(width: int) -> None:
-    lines = screen(describe(seen(made.condemned_by_answers()), made.NOW), made.NOW, Paint(), width)
+    lines = screen(
+        describe(made.seen(made.condemned_by_answers()), made.NOW), made.NOW, Paint(), width
+    )
     found = [line for line in lines if line.startswith("  citations ")]
     assert len(found) == 1
     assert "✗ Fail" in found[0]
@@ -481,7 +478,7 @@ def test_what_the_shadow_service_says_cannot_steer_the_terminal() -> None:
 
 
 def test_on_a_low_terminal_signals_that_passed_make_room_for_the_others() -> None:
-    document = describe(seen(made.condemned_by_answers()), made.NOW)
+    document = describe(made.seen(made.condemned_by_answers()), made.NOW)
     full = screen(document, made.NOW, Paint(), 80)
     low = screen(document, made.NOW, Paint(), 80, height=24)
     text = "\n".join(low)
