@@ -144,6 +144,7 @@ class Site:
         asking: Seconds that a Job takes to ask an example set.
         said: What the program of such a Job says at its end; None: it never ends.
         lost: Sentences about requests that were sent to a pool without a serving pod.
+        config: How the operator is configured.
         polls: Whether an operator that begins asks Prometheus which alerts fire.
     """
 
@@ -161,6 +162,7 @@ class Site:
     metrics: FakeMetrics = field(init=False)
     traffic: FakeTraffic = field(init=False)
     alerts: AlertBoard = field(init=False)
+    config: OperatorConfig = field(default_factory=OperatorConfig)
     polls: bool = False
     archivist: Archivist | None = None
     reconciler: Reconciler = field(init=False)
@@ -183,7 +185,7 @@ class Site:
 
     def operator(self, cluster: Any, metrics: Any, traffic: Any) -> Reconciler:
         """Return a fresh operator that uses these ports."""
-        actor = Actor(cluster, traffic, OperatorConfig(), "-----BEGIN CERTIFICATE-----")
+        actor = Actor(cluster, traffic, self.config, "-----BEGIN CERTIFICATE-----")
         return Reconciler(
             *(cluster, metrics, traffic, lambda: self.now, actor, self.alerts),
             grid=GRID,

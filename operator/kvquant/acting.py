@@ -219,6 +219,7 @@ class Actor:
                     namespace=namespace,
                     image=self._config.router_image,
                     image_pull_policy=self._config.image_pull_policy,
+                    image_pull_secrets=self._config.pull_secrets,
                     port=settings.port,
                     replicas=settings.replicas,
                     selectors=selectors,

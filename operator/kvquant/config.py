@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -42,6 +43,8 @@ class OperatorConfig:
         shadow_image: Image of the shadow services that the operator creates.
         evaluation_image: Image of the Jobs that evaluate example sets.
         image_pull_policy: Pull policy of all of them.
+        image_pull_secrets: Names of the Secrets to pull them with, separated by commas, which every
+            namespace with a rollout must have; empty: none are needed.
         xds_host: Name by which routers reach this operator's weights service.
         xds_port: Port of the weights service.
         metrics_port: Port of the operator's own Prometheus metrics.
@@ -82,6 +85,7 @@ class OperatorConfig:
     shadow_image: str = "kvquant/shadow:dev"
     evaluation_image: str = "kvquant/evaluation:dev"
     image_pull_policy: str = "IfNotPresent"
+    image_pull_secrets: str = ""
     xds_host: str = "kvquant-xds.kvquant-system.svc"
     xds_port: int = 18000
     metrics_port: int = 9100
@@ -133,7 +137,16 @@ class OperatorConfig:
     @property
     def namespaces(self) -> tuple[str, ...]:
         """Namespaces to watch; empty means all."""
-        return tuple(n.strip() for n in self.watch_namespaces.split(",") if n.strip())
+        return _listed(self.watch_namespaces)
+
+    @property
+    def pull_secrets(self) -> tuple[str, ...]:
+        """Names of the Secrets to pull images with."""
+        return _listed(self.image_pull_secrets)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 _CONVERTERS = {"str": str, "int": int, "float": float}
@@ -146,6 +159,8 @@ _PROMQL = {
     "KVQUANT_ALERTS_MATCHERS": "matchers",
 }
 """Variables that become part of a query, and which field of `Scope` checks them."""
+
+_SECRET_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 
 _MAY_BE_OFF = frozenset({"KVQUANT_ALERTS_PORT", "KVQUANT_ALERTS_POLL", "KVQUANT_LEASE_SECONDS"})
 """Variables in which 0 turns something off."""
@@ -162,6 +177,12 @@ def _check(variable: str, value: str | float) -> None:
         raise ConfigError(f"{variable}={value!r}: expected one of {', '.join(NOTIFY_FORMATS)}")
     if variable == "KVQUANT_LOG_LEVEL" and value not in LOG_LEVELS:
         raise ConfigError(f"{variable}={value!r}: expected one of {', '.join(LOG_LEVELS)}")
+    if variable == "KVQUANT_IMAGE_PULL_SECRETS":
+        for secret in _listed(str(value)):
+            if not _SECRET_NAME.fullmatch(secret):
+                raise ConfigError(
+                    f"{variable}: {secret!r} is no name of a Secret, such as registry"
+                )
     if variable in _MAY_BE_OFF and value == 0:
         return
     if isinstance(value, int) and not 1 <= value <= 65535:

@@ -75,6 +75,7 @@ def job(
             owner=rollout.owner_reference,
             image=config.evaluation_image,
             image_pull_policy=config.image_pull_policy,
+            image_pull_secrets=config.pull_secrets,
             source=_source(asked.dataset),
             baseline=f"{slot_service(router, baseline.slot)}:{ports[0]}",
             canary=f"{slot_service(router, canary.slot)}:{ports[1]}",

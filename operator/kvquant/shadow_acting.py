@@ -87,6 +87,7 @@ def objects(
             owner=rollout.owner_reference,
             image=config.shadow_image,
             image_pull_policy=config.image_pull_policy,
+            image_pull_secrets=config.pull_secrets,
             settings=settings,
             secret_name=spec.log.secret_name,
             claim_name=spec.log.claim_name,

@@ -28,7 +28,7 @@ EVERYTHING: dict[str, Any] = {
         "registry": "registry.example.com/kvquant",
         "tag": "1.2.3",
         "pullPolicy": "Always",
-        "pullSecrets": [{"name": "registry"}],
+        "pullSecrets": [{"name": "registry"}, {"name": "mirror"}],
         "digests": {"operator": f"sha256:{'0' * 64}"},
     },
     "watchNamespaces": ["inference", "staging"],
@@ -180,6 +180,7 @@ def test_the_operator_understands_all_that_it_is_given(rendered: Rendered) -> No
     assert (config.prometheus_delay, config.tick_seconds) == (12.5, 30.0)
     assert config.router_image == "registry.example.com/kvquant/router:1.2.3"
     assert (config.alerts_poll, config.image_pull_policy) == (0.0, "Always")
+    assert config.pull_secrets == ("registry", "mirror")
 
 
 def test_everything_that_is_mounted_is_a_volume_and_the_other_way_round(

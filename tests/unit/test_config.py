@@ -29,6 +29,7 @@ from kvquant.config import ConfigError, OperatorConfig
         ("KVQUANT_PROMETHEUS_NAMESPACE_LABEL", "", "'' is no name of a label"),
         ("KVQUANT_PROMETHEUS_MATCHERS", "cluster=prod-1", 'write them as in cluster="prod-1"'),
         ("KVQUANT_ALERTS_MATCHERS", "{}", 'write them as in cluster="prod-1"'),
+        ("KVQUANT_IMAGE_PULL_SECRETS", "registry, My_Secret", "'My_Secret' is no name of a Secret"),
         ("KVQUANT_LOG_LEVEL", "verbose", "one of DEBUG, INFO, WARNING, ERROR"),
     ],
 )
@@ -51,6 +52,7 @@ def test_every_field_can_be_set_and_keeps_its_type() -> None:
         "prometheus_matchers": 'cluster="a"',
         "alerts_matchers": 'cluster="a"',
         "notify_format": "slack",
+        "image_pull_secrets": "registry",
     }
     texts = {f.name: choosy.get(f.name, given[str(f.type)]) for f in fields(OperatorConfig)}
     environment = {f"KVQUANT_{name.upper()}": text for name, text in texts.items()}
@@ -77,3 +79,12 @@ def test_an_archive_that_nobody_can_write_to_is_told_at_start_and_its_password_i
         archivist_of(config, cast("Connection", None))
     assert "a-secret" not in str(refused.value)
     assert archivist_of(OperatorConfig(), cast("Connection", None)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "secrets"),
+    [("", ()), ("registry", ("registry",)), (" registry, mirror.eu ,", ("registry", "mirror.eu"))],
+)
+def test_secrets_to_pull_with_are_separated_by_commas(text: str, secrets: tuple[str, ...]) -> None:
+    config = OperatorConfig.from_environment({"KVQUANT_IMAGE_PULL_SECRETS": text})
+    assert config.pull_secrets == secrets

@@ -10,6 +10,7 @@ from typing import Any
 
 from kvquant.api import names
 from kvquant.core.evaluation_summary import TERMINATION_FILE
+from kvquant.core.pulling import pull_secrets
 from kvquant.core.restricted import container_security, pod_security
 
 Object = dict[str, Any]
@@ -68,6 +69,7 @@ class EvaluationJob:
         owner: Reference to the rollout: what belongs to it is removed with it.
         image: Image of the program.
         image_pull_policy: Pull policy.
+        image_pull_secrets: Secrets of the namespace to pull it with.
         source: Where the set lies.
         baseline: `host:port` of the baseline's headless Service.
         canary: The same of the canary's.
@@ -94,6 +96,7 @@ class EvaluationJob:
     concurrency: int
     deadline: timedelta
     model: str | None = None
+    image_pull_secrets: tuple[str, ...] = ()
 
 
 def job_name(rollout: str, uid: str, attempt: int, run: int) -> str:
@@ -156,6 +159,7 @@ def _pod(job: EvaluationJob) -> Object:
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 15,
         "securityContext": {**pod_security(), "fsGroupChangePolicy": "OnRootMismatch"},
+        **pull_secrets(job.image_pull_secrets),
         "containers": [_container(job)],
         "volumes": volumes,
     }

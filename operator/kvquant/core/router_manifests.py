@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from kvquant.api import names
 from kvquant.core.envoy_bootstrap import STATS_PORT, SUM_OF_WEIGHTS, Bootstrap, envoy_bootstrap
 from kvquant.core.envoy_upstreams import Upstream, WeightsService, token_secret
+from kvquant.core.pulling import pull_secrets
 from kvquant.core.restricted import container_security, pod_security
 from kvquant.core.shadow_settings import PORT
 
@@ -48,6 +49,7 @@ class RouterSpec:
         namespace: Namespace of the target.
         image: Image with Envoy.
         image_pull_policy: Pull policy.
+        image_pull_secrets: Secrets of the namespace to pull it with.
         port: Port of the router's Service.
         replicas: Number of router pods.
         selectors: Labels of the pods that each slot serves from; None for an empty slot.
@@ -78,6 +80,7 @@ class RouterSpec:
     xds_host: str
     xds_port: int
     xds_ca: str
+    image_pull_secrets: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -289,6 +292,7 @@ def _pod(router: RouterSpec) -> Object:
         # The longest answer may finish. A router without requests in flight goes after seconds.
         "terminationGracePeriodSeconds": int(grace.total_seconds()),
         "securityContext": pod_security(),
+        **pull_secrets(router.image_pull_secrets),
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvquant.api import names
+from kvquant.core.pulling import pull_secrets
 from kvquant.core.restricted import container_security, pod_security
 from kvquant.core.router_manifests import shadow_name, shadow_selector
 from kvquant.core.shadow_settings import (
@@ -37,6 +38,7 @@ class ShadowSpec:
         owner: Reference to the rollout: what belongs to it is removed with it.
         image: Image of the service.
         image_pull_policy: Pull policy.
+        image_pull_secrets: Secrets of the namespace to pull it with.
         settings: What the service must know.
         secret_name: Secret whose keys become environment variables; None: there is none.
         engine_key: Secret and key of the engines' API key; None: they ask for none.
@@ -55,6 +57,7 @@ class ShadowSpec:
     engine_key: tuple[str, str] | None = None
     claim_name: str | None = None
     volume_mi: int = 4096
+    image_pull_secrets: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -144,6 +147,7 @@ def _pod(shadow: ShadowSpec) -> Object:
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 15,
         "securityContext": pod_security(),
+        **pull_secrets(shadow.image_pull_secrets),
         "containers": [_container(shadow)],
         "volumes": [
             {"name": "config", "configMap": {"name": shadow_name(shadow.router)}},
