@@ -17,13 +17,13 @@ from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[1]
 CRD_FILE = REPOSITORY / "crds" / "kvquant.dev_kvquantrollouts.yaml"
+CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/kvquantrollouts.kvquant.dev"
+
 # Properties are tried on the same examples each time, so that chance blocks nobody's change; `make
 # fuzz` draws other ones. A busy machine is slow at random, hence no deadline for an example.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("chance", deadline=None)
 settings.load_profile("chance" if "EXAMPLES" in os.environ else "same")
-
-CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/kvquantrollouts.kvquant.dev"
 
 
 @pytest.fixture(scope="session")

@@ -8,26 +8,18 @@ import pytest
 
 from kvquant.api.v1alpha1 import Phase, Status
 from kvquant.config import OperatorConfig
-from tests.site import NAMESPACE, Site, rollout
+from tests.component.test_evaluation import SET, config_map
+from tests.site import Site, engine_pool, rollout
 
-SET = {"dataset": {"configMapName": "rag"}}
-DATASET = {
-    "apiVersion": "v1",
-    "kind": "ConfigMap",
-    "metadata": {"name": "rag", "namespace": NAMESPACE},
-    "data": {"set.jsonl": '{"id": "1"}'},
-}
+OWN = [{"name": "models"}]
 
 
 def secrets(site: Site) -> dict[str, Any]:
-    """Return what each pod template that is there now names, by the name of its object."""
-    return {
-        "evaluation" if kind == "Job" else obj["metadata"]["name"]: obj["spec"]["template"][
-            "spec"
-        ].get("imagePullSecrets")
-        for kind in ("Deployment", "Job")
-        for obj in site.cluster.objects(kind)
-    }
+    """Return what each pod template that is there now names, by the name or kind of its object."""
+    named = {pool["metadata"]["name"]: pool for pool in site.cluster.objects("Deployment")}
+    named.update(("Job", job) for job in site.cluster.objects("Job"))
+    pods = {name: obj["spec"]["template"]["spec"] for name, obj in named.items()}
+    return {name: pod.get("imagePullSecrets") for name, pod in pods.items()}
 
 
 @pytest.mark.parametrize(
@@ -38,8 +30,10 @@ def test_every_pod_of_ours_names_them_and_the_pools_keep_their_own(
     text: str, named: object
 ) -> None:
     site = Site(config=OperatorConfig(image_pull_secrets=text))
-    site.deploy()
-    site.cluster.put(DATASET)
+    target = engine_pool()
+    target["spec"]["template"]["spec"]["imagePullSecrets"] = OWN
+    site.deploy(target)
+    site.cluster.put(config_map())
     ref = site.apply(rollout(evaluation=SET))
     seen: dict[str, Any] = {}
 
@@ -48,6 +42,6 @@ def test_every_pod_of_ours_names_them_and_the_pools_keep_their_own(
         return status.phase is Phase.PROGRESSING
 
     site.until(ref, goes_on)
-    pools = {"llama": None, "llama-fp8-pool": None}
-    ours = dict.fromkeys(("llama-router", "llama-router-shadow", "evaluation"), named)
+    pools = {"llama": OWN, "llama-fp8-pool": OWN}
+    ours = dict.fromkeys(("llama-router", "llama-router-shadow", "Job"), named)
     assert seen == {**pools, **ours}

@@ -114,22 +114,17 @@ def _kill_all(
 
 def _all_killed(session: Session) -> str | None:
     raws = session.cluster.list(names.KIND, "", {})
-    canaries: list[Object] = []
     promoted: list[Object] = []
     adopting: list[Object] = []
     for raw in raws:
         status = rollouts.status_of(raw)
-        if (status.get("adoption") or {}).get("stage") in ("Proving", "HandingOver"):
-            # Its way back is the promoted pool: the canary's weight is what has to be 100 %.
-            told = {one.get("type"): one.get("reason") for one in status.get("conditions", ())}
-            kept = status.get("weights", {}).get("canary") == 100
-            (adopting if kept and told.get("Adopted") == "Killed" else canaries).append(raw)
+        if rollouts.is_adopting(status):
+            adopting.append(raw)
         elif status.get("phase") == "Promoted" and status.get("settled"):
             promoted.append(raw)
-        elif not (status.get("killed") and status.get("weights", {}).get("canary", 0) == 0):
-            canaries.append(raw)
-    if canaries:
-        return None
+            continue
+        if not rollouts.kill_holds(status):
+            return None
     count = len(raws) - len(promoted) - len(adopting)
     text = f"{count} rollout{'' if count == 1 else 's'} at the baseline (canary 0 %)"
     for some, what in (
@@ -183,7 +178,7 @@ def _all_unkilled(session: Session) -> str | None:
     """Tell when no rollout is held by the cluster's switch any more; some have one of their own."""
     own = []
     for raw in session.cluster.list(names.KIND, "", {}):
-        if not rollouts.status_of(raw).get("killed"):
+        if not rollouts.obeys_kill(rollouts.status_of(raw)):
             continue
         asked = (raw["metadata"].get("annotations") or {}).get(names.ANNOTATION_KILLED, "false")
         if asked.strip().lower() in ("", "false"):
@@ -199,8 +194,11 @@ def _kill_unread(session: Session, name: str, reason: str | None, wait: float | 
 
     def killed() -> str | None:
         status = rollouts.status_of(rollouts.find_raw(session.cluster, session.namespace, name))
-        off = status.get("killed") and status.get("weights", {}).get("canary", 0) == 0
-        return "every request goes to the baseline (canary 0 %)" if off else None
+        if not rollouts.kill_holds(status):
+            return None
+        if rollouts.is_adopting(status):
+            return "every request goes to the promoted pool, and nothing is handed over"
+        return "every request goes to the baseline (canary 0 %)"
 
     click.echo(f"{session.namespace}/{name} sends every request to the baseline at once.")
     annotations = {names.ANNOTATION_KILLED: session.signed(reason)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from kvquant import __version__, errors
 from kvquant.api import names
-from kvquant.api.v1alpha1 import KVQuantRollout, Spec, Status
+from kvquant.api.v1alpha1 import AdoptionStage, KVQuantRollout, Spec, Status
 from kvquant.cli.errors import Failure
 from kvquant.ports import Cluster, Object
 
@@ -123,6 +123,29 @@ def status_of(raw: Object) -> dict[str, Any]:
     """Return the status of an unread object, where one bad field must not stop an emergency."""
     status = raw.get("status")
     return status if isinstance(status, dict) else {}
+
+
+def is_adopting(status: Mapping[str, Any]) -> bool:
+    """Tell of an unread status whether a promoted pool is giving its traffic to the target."""
+    stage = (status.get("adoption") or {}).get("stage")
+    return stage in (AdoptionStage.PROVING, AdoptionStage.HANDING_OVER)
+
+
+def obeys_kill(status: Mapping[str, Any]) -> bool:
+    """Tell of an unread status whether the operator has taken a kill switch up."""
+    if not is_adopting(status):
+        return bool(status.get("killed"))
+    conditions = status.get("conditions") or ()
+    return any(c.get("type") == "Adopted" and c.get("reason") == "Killed" for c in conditions)
+
+
+def kill_holds(status: Mapping[str, Any]) -> bool:
+    """Tell of an unread status whether every request goes where the kill switch sends it.
+
+    That is the baseline; of a rollout that is adopted, it is the promoted pool.
+    """
+    canary = (status.get("weights") or {}).get("canary", 0)
+    return obeys_kill(status) and canary == (100 if is_adopting(status) else 0)
 
 
 def _none_such(cluster: Cluster, namespace: str, name: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kvquant.api import names
 from kvquant.api.v1alpha1 import DecisionKind, Phase, Status, Verdict
-from kvquant.cli.rollouts import Seen
+from kvquant.cli.rollouts import Seen, kill_holds, obeys_kill, status_of
 
 RUNNING = frozenset(
     {Phase.PROVISIONING, Phase.VERIFYING, Phase.EVALUATING, Phase.SHADOWING, Phase.PROGRESSING}
@@ -154,21 +154,12 @@ def _cannot_kill(seen: Seen) -> Refusal | None:
     return None
 
 
-def _kept_on_the_pool(seen: Seen) -> bool:
-    """Tell whether a kill switch has kept, or taken back, the traffic of a hand-over."""
-    condition = seen.status.condition("Adopted")
-    stopped = condition is not None and condition.reason == "Killed"
-    return stopped and seen.status.weights.canary == 100
-
-
 def _kill_holds(seen: Seen) -> bool:
-    if _handing_back(seen):
-        return _kept_on_the_pool(seen)
-    return seen.status.killed and seen.status.weights.canary == 0
+    return kill_holds(status_of(seen.raw))
 
 
 def _kill_is_over(seen: Seen) -> bool:
-    return not (_kept_on_the_pool(seen) if _handing_back(seen) else seen.status.killed)
+    return not obeys_kill(status_of(seen.raw))
 
 
 def _pool(seen: Seen) -> str:

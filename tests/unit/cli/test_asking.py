@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvquant.cli.verbs import KILL, applicable
+from kvquant.cli.verbs import KILL, UNKILL, applicable
 from kvquant.errors import Conflict, Refused, Unavailable
 from tests.fakes.cluster import Fault
 from tests.unit.cli import made
@@ -125,6 +125,7 @@ def test_kill_of_a_hand_over_is_not_done_before_the_pool_has_the_traffic() -> No
     """Under a kill switch, a pool without a ready pod cannot take it: the CLI must not say so."""
     raw = made.adopting(killed=True)
     assert not KILL.done(made.seen(raw), None)
+    assert not UNKILL.done(made.seen(raw), None)
     raw["status"]["weights"] = {"baseline": 0, "canary": 100}
     assert KILL.done(made.seen(raw), None)
 

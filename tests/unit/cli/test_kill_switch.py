@@ -141,6 +141,15 @@ def test_unkill_all_names_the_rollouts_that_have_a_switch_of_their_own() -> None
     assert switch["data"]["killed"] == "false"
 
 
+def test_unkill_all_names_a_hand_over_that_has_a_switch_of_its_own() -> None:
+    stage = Stage()
+    stage.put(made.adopting("Proving", killed=True))
+    stage.run("kill", "--all")
+    result = stage.run("unkill", "--all")
+    assert result.exit_code == 0, result.stderr
+    assert "switches of their own: llama-fp8" in result.stdout
+
+
 def test_unkill_all_without_a_switch_has_nothing_to_do() -> None:
     result = Stage().run("unkill", "--all")
     assert result.exit_code == 0
